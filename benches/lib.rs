@@ -1,0 +1,1 @@
+//! Benchmarks; each states its question and checks its answer.

@@ -1,0 +1,1 @@
+//! Partitioned log: record batches, segments, one journal, transactions, recovery.

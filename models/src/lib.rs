@@ -1,0 +1,1 @@
+//! loom models of the lock-free and locked parts, without tokio or RocksDB.

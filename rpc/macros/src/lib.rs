@@ -1,0 +1,1 @@
+//! Generates stubs and servers from a trait; derives wire schemas.

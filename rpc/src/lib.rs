@@ -1,0 +1,1 @@
+//! RPC framework in which the stub is the trait.

@@ -1,0 +1,1 @@
+//! Stream processing over a message log: exactly-once jobs as Rust pipelines.

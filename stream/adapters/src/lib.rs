@@ -1,0 +1,1 @@
+//! Joins the engine to the log and to RocksDB.

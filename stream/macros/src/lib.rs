@@ -1,0 +1,1 @@
+//! Derives a job's arguments.

@@ -1,0 +1,1 @@
+//! Dataflow engine: DSL, operators, time, windows, state, commit protocol, test driver.

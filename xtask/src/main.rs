@@ -1,0 +1,3 @@
+//! Checks and long runs of the project.
+
+fn main() {}
