@@ -1,1 +1,3 @@
 //! Dataflow engine: DSL, operators, time, windows, state, commit protocol, test driver.
+
+pub mod args;
