@@ -1,0 +1,1 @@
+//! An in-memory [`Fs`](super::Fs) that loses what was not synced.
