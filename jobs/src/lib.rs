@@ -1,1 +1,3 @@
 //! Ready-made jobs and their registry.
+
+pub mod access_log;
