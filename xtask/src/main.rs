@@ -1,3 +1,52 @@
-//! Checks and long runs of the project.
+//! `xtask`: what `./x` calls once the binaries are built.
 
-fn main() {}
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use xtask::recount::{Recount, Settings};
+
+#[derive(Debug, Parser)]
+#[command(name = "xtask", about = "What ./x calls once the binaries are built")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Count an access log as job ip-count must, one line after the other.
+    Recount {
+        /// The log.
+        file: PathBuf,
+        /// Partitions of the topic, keyed by address.
+        #[arg(long, default_value_t = 4)]
+        partitions: u32,
+        /// Window size in seconds.
+        #[arg(long, default_value_t = 5)]
+        window: i64,
+        /// How far out of order lines may be, in seconds.
+        #[arg(long, default_value_t = 10)]
+        out_of_order: i64,
+    },
+}
+
+#[allow(clippy::print_stdout, reason = "what it prints is its result")]
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Recount { file, partitions, window, out_of_order } => {
+            let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let settings = Settings { partitions, window_ms: window * 1000, bound_ms: out_of_order * 1000 };
+            let recount = Recount::of(settings, &text);
+            println!(
+                "{} lines = {} counted in {} rows + {} late + {} dead-letter",
+                recount.lines,
+                recount.counted(),
+                recount.counts.len(),
+                recount.late.values().sum::<u64>(),
+                recount.dead.values().sum::<u64>()
+            );
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! What `streamctl` accepts: the clap commands, their help and the parsers of their values.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+
+/// The default of `--data`.
+pub const DEFAULT_DATA: &str = "./tidemill-data";
+
+/// Tidemill: exactly-once stream jobs over a message log.
+///
+/// Topics, their records and the state of jobs live in one data directory. Any number of commands may use a directory
+/// at the same time: the first one owns it, the others reach it through a Unix socket inside it.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    name = "streamctl",
+    max_term_width = 110,
+    after_help = "\
+Examples:
+  streamctl gen access-log --lines 100000 --seed 1 --file access.log
+  streamctl produce access-log --create --key-regex '^([^ ]+)' --file access.log
+  streamctl run ip-count --until-end
+  streamctl consume ip-counts --until-end --max 5"
+)]
+pub struct Cli {
+    /// The data directory.
+    #[arg(long, global = true, env = "TIDEMILL_DATA", value_name = "DIR", default_value = DEFAULT_DATA)]
+    pub data: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create, list and describe topics.
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  streamctl topic create access-log --partitions 4"
+    )]
+    Topic(TopicCommand),
+    /// Append lines to a topic, one record a line.
+    ///
+    /// Every line is acknowledged once it is durable. When the command is stopped or fails it says how many leading
+    /// lines are durable and how many more are in doubt; `--skip-lines` continues from there.
+    #[command(after_help = "\
+Examples:
+  streamctl produce access-log --create --key-regex '^([^ ]+)' --file access.log
+  tail -f access.log | streamctl produce access-log --key-regex '^([^ ]+)'")]
+    Produce(Produce),
+    /// Print the records of a topic.
+    ///
+    /// Reads all partitions from the start and follows them until Ctrl-C. Only committed records are shown unless
+    /// `--isolation read-uncommitted` is given. Records of one partition come in their order.
+    #[command(after_help = "\
+Examples:
+  streamctl consume ip-counts --until-end --format json
+  streamctl consume access-log --from -5 --until-end
+  streamctl consume access-log --partition 0 --from 1000 --max 10")]
+    Consume(Consume),
+    /// Generate input.
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  streamctl gen access-log --lines 1000 --seed 1"
+    )]
+    Gen(GenCommand),
+    /// List and describe jobs.
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  streamctl job describe ip-count"
+    )]
+    Job(JobCommand),
+    /// Run a job.
+    ///
+    /// Output, late rows, dead letters, state and offsets are committed together, in one transaction a commit: every
+    /// record counts exactly once however often the command is stopped or killed. Started again it continues from its
+    /// last commit.
+    #[command(after_help = "\
+Examples:
+  streamctl run ip-count --until-end
+  streamctl run ip-count --name per-minute --set window=1m --set output=ip-counts-per-minute")]
+    Run(Run),
+}
+
+/// `streamctl topic ...`
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Create a topic, and the data directory where it is not there yet.
+    #[command(after_help = "\
+Example:
+  streamctl topic create access-log --partitions 4")]
+    Create {
+        /// Letters, digits, '.', '_' and '-'; at most 249.
+        name: String,
+        /// How many partitions.
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        partitions: u32,
+    },
+    /// List the topics: name and partitions.
+    #[command(after_help = "\
+Example:
+  streamctl topic list")]
+    List,
+    /// Show start, end, high watermark and stable offset of each partition.
+    #[command(after_help = "\
+Example:
+  streamctl topic describe access-log")]
+    Describe {
+        /// The topic.
+        name: String,
+    },
+}
+
+/// `streamctl produce ...`
+#[derive(Debug, Args)]
+pub struct Produce {
+    /// The topic.
+    pub topic: String,
+    /// Read this file instead of standard input.
+    #[arg(long, value_name = "F")]
+    pub file: Option<PathBuf>,
+    /// Capture group 1 of the first match in a line is the record's key; a line without a match gets no key.
+    #[arg(long, value_name = "RE")]
+    pub key_regex: Option<String>,
+    /// Create the topic (and the data directory) where it is not there.
+    #[arg(long)]
+    pub create: bool,
+    /// With `--create`: how many partitions.
+    #[arg(long, requires = "create", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub partitions: u32,
+    /// Leave out this many leading lines.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip_lines: u64,
+}
+
+/// `streamctl consume ...`
+#[derive(Debug, Args)]
+pub struct Consume {
+    /// The topic.
+    pub topic: String,
+    /// Where to start: `earliest`, `latest`, `N` (that offset, with `--partition`) or `-N` (the last N of each partition).
+    #[arg(long, default_value = "earliest", allow_hyphen_values = true, value_name = "FROM")]
+    pub from: From,
+    /// Stop at the end as it is now, instead of following.
+    #[arg(long)]
+    pub until_end: bool,
+    /// Stop after this many records.
+    #[arg(long, value_name = "N")]
+    pub max: Option<u64>,
+    /// Read only this partition.
+    #[arg(long, value_name = "P")]
+    pub partition: Option<u32>,
+    /// Which records are shown.
+    #[arg(long, value_enum, default_value_t = Isolation::ReadCommitted)]
+    pub isolation: Isolation,
+    /// `text`: the value and a newline. `json`: one object a line.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// Where `consume` starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// The first record kept.
+    Earliest,
+    /// The end as it is now.
+    Latest,
+    /// This offset.
+    Offset(i64),
+    /// The last so many records of each partition.
+    Last(u64),
+}
+
+impl FromStr for From {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "earliest" => Ok(From::Earliest),
+            "latest" => Ok(From::Latest),
+            _ => match text.strip_prefix('-') {
+                Some(last) => last.parse().map(From::Last).map_err(|_| ()),
+                None => text.parse().map(From::Offset).map_err(|_| ()),
+            }
+            .map_err(|()| "expected earliest, latest, N or -N".to_owned()),
+        }
+    }
+}
+
+/// Which records a reader sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Isolation {
+    /// Only records of committed transactions, and those outside of any.
+    ReadCommitted,
+    /// All records, those of open and aborted transactions too.
+    ReadUncommitted,
+}
+
+/// How records are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The value and a newline.
+    Text,
+    /// One object a line: topic partition offset timestamp key value headers.
+    Json,
+}
+
+/// `streamctl gen ...`
+#[derive(Debug, Subcommand)]
+pub enum GenCommand {
+    /// Generate a web server's access log (combined format); the same for the same arguments.
+    ///
+    /// Addresses follow a Zipf law, one in six is IPv6; lines carry zone offsets. Of 1000 lines 68 are up to 8 s out of
+    /// order, 2 are 15 to 75 s behind, and 1 does not parse.
+    #[command(after_help = "\
+Examples:
+  streamctl gen access-log --lines 100000 --seed 1 --file access.log
+  streamctl gen access-log --lines 1000 --seed 2 --start 2026-01-01T00:00:00Z | streamctl produce access-log --create")]
+    AccessLog(GenAccessLog),
+}
+
+/// `streamctl gen access-log ...`
+#[derive(Debug, Args)]
+pub struct GenAccessLog {
+    /// How many lines.
+    #[arg(long, value_name = "N")]
+    pub lines: u64,
+    /// Chooses the log: the same seed gives the same lines.
+    #[arg(long, value_name = "S")]
+    pub seed: u64,
+    /// How many addresses.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub addresses: u32,
+    /// Lines per second of event time.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: u32,
+    /// Event time of the first line (RFC 3339).
+    #[arg(long, value_name = "RFC3339", default_value = "2015-05-17T10:05:00Z")]
+    pub start: Timestamp,
+    /// Write this file instead of standard output.
+    #[arg(long, value_name = "F")]
+    pub file: Option<PathBuf>,
+}
+
+/// `streamctl job ...`
+#[derive(Debug, Subcommand)]
+pub enum JobCommand {
+    /// List the jobs of this program, and those that ran in the data directory.
+    #[command(after_help = "\
+Example:
+  streamctl job list")]
+    List,
+    /// Show a job's arguments with their defaults and, where it ran, its committed offsets and lag.
+    #[command(after_help = "\
+Example:
+  streamctl job describe ip-count")]
+    Describe {
+        /// A job, or the name it was run under (`--name`).
+        job: String,
+    },
+}
+
+/// `streamctl run ...`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The job; `streamctl job list` shows them.
+    pub job: String,
+    /// The identity its offsets, state and transactions belong to. Default: the job's name.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Process to the end as it is now, close all windows, commit and exit.
+    #[arg(long)]
+    pub until_end: bool,
+    /// An argument of the job; `streamctl job describe JOB` shows them.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Setting>,
+    /// How many tasks (threads) process the job. Default: the cores of this machine.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub tasks: Option<u32>,
+    /// How often output, state and offsets are committed.
+    #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = duration)]
+    pub commit_interval: Duration,
+    /// Memory for state, RocksDB's own included.
+    #[arg(long, value_name = "BYTES", default_value = "256MiB")]
+    pub state_memory: Bytes,
+    /// Write a line of JSON to standard output for every commit and every change of the open transaction.
+    #[arg(long, hide = true)]
+    pub status_lines: bool,
+}
+
+/// `key=value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Which argument.
+    pub key: String,
+    /// Its value as text.
+    pub value: String,
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Setting { key: key.into(), value: value.into() }),
+            _ => Err("expected KEY=VALUE".into()),
+        }
+    }
+}
+
+/// A number of bytes, written as `1048576`, `1024KiB`, `1MiB` or `1GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let scale = match unit.trim() {
+            "" | "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err("expected a number and B, KiB, MiB or GiB".into()),
+        };
+        let number: u64 =
+            number.parse().map_err(|_| "expected a number of bytes, such as 256MiB".to_owned())?;
+        number.checked_mul(scale).map(Bytes).ok_or_else(|| "that is more than any machine has".into())
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}B", self.0)
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time.is_zero() => Err("must be longer than nothing".into()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(format!("{error}; such as 200ms or 1s")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{path} has no example");
+            assert!(help.contains("  streamctl"), "{path} has no example");
+            command.get_subcommands().for_each(|sub| walk(sub, &path));
+        }
+        let command = Cli::command();
+        command.clone().debug_assert();
+        walk(&command, "");
+    }
+
+    /// The examples parse as they stand.
+    #[test]
+    fn examples_parse() {
+        fn walk(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines().filter(|line| line.trim_start().contains("streamctl ")) {
+                for part in line.split(" | ").filter(|part| part.trim().starts_with("streamctl ")) {
+                    let words = part.split_whitespace().collect::<Vec<_>>().join(" ");
+                    let words = words.replace("'^([^ ]+)'", "^([^\u{a0}]+)");
+                    let parsed = Cli::try_parse_from(words.split(' '));
+                    assert!(parsed.is_ok(), "{part}: {}", parsed.unwrap_err());
+                }
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+
+    #[test]
+    fn values_parse() {
+        assert_eq!("-5".parse(), Ok(From::Last(5)));
+        assert_eq!("5".parse(), Ok(From::Offset(5)));
+        assert_eq!("latest".parse(), Ok(From::Latest));
+        assert!("newest".parse::<From>().is_err());
+        assert_eq!("256MiB".parse(), Ok(Bytes(256 << 20)));
+        assert!("256 MB".parse::<Bytes>().is_err());
+        assert!("99999999999GiB".parse::<Bytes>().is_err());
+        assert!(duration("0s").is_err());
+        assert_eq!("a=b=c".parse(), Ok(Setting { key: "a".into(), value: "b=c".into() }));
+        assert!("=b".parse::<Setting>().is_err());
+    }
+}

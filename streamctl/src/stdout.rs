@@ -1,0 +1,42 @@
+//! Standard output: data only. A reader that goes away (`| head`) ends the command quietly.
+
+use std::fmt;
+use std::io::{self, BufWriter, Stdout, Write};
+
+/// Nobody reads standard output any more. Not an error for the user: the command ends with exit 0.
+#[derive(Debug)]
+pub struct Closed;
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("standard output is closed")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Turns the failure of a write to standard output into [`Closed`] or a message.
+pub trait OrClosed<T> {
+    /// The value, [`Closed`], or what failed.
+    fn or_closed(self) -> anyhow::Result<T>;
+}
+
+impl<T> OrClosed<T> for io::Result<T> {
+    fn or_closed(self) -> anyhow::Result<T> {
+        self.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => anyhow::Error::new(Closed),
+            _ => anyhow::Error::new(error).context("cannot write to standard output"),
+        })
+    }
+}
+
+/// Standard output behind a buffer; the caller flushes it whenever it is about to wait.
+pub fn buffered() -> BufWriter<Stdout> {
+    BufWriter::with_capacity(1 << 16, io::stdout())
+}
+
+/// Writes one line of data, at once.
+pub fn line(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_fmt(text).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).or_closed()
+}
