@@ -322,6 +322,30 @@ pub fn set_position(batch: &mut [u8], base_offset: i64, leader_epoch: i32) {
     batch[12..16].copy_from_slice(&leader_epoch.to_be_bytes());
 }
 
+/// Gives a batch another producer: sets id, epoch and sequence, and the crc, which covers them.
+///
+/// ```
+/// use tidemill_log::batch::{BatchBuilder, BatchOptions, ProducerStamp, RecordParts, set_producer, verify};
+///
+/// let mut builder = BatchBuilder::new(BatchOptions::default());
+/// assert!(builder.push(RecordParts { value: Some(b"hello"), ..Default::default() }));
+/// let mut batch = Vec::from(builder.build(ProducerStamp { id: 1, epoch: 5, sequence: 60 }));
+/// set_producer(&mut batch, ProducerStamp { id: 2, epoch: 0, sequence: 3 });
+/// let header = verify(&batch).unwrap();
+/// assert_eq!((header.producer_id, header.producer_epoch, header.base_sequence), (2, 0, 3));
+/// ```
+///
+/// # Panics
+///
+/// If `batch` is shorter than a header.
+pub fn set_producer(batch: &mut [u8], producer: ProducerStamp) {
+    batch[43..51].copy_from_slice(&producer.id.to_be_bytes());
+    batch[51..53].copy_from_slice(&producer.epoch.to_be_bytes());
+    batch[53..57].copy_from_slice(&producer.sequence.to_be_bytes());
+    let crc = crc32c::crc32c(&batch[UNCOVERED_BYTES..]);
+    batch[17..21].copy_from_slice(&crc.to_be_bytes());
+}
+
 /// The `N` bytes at `at`.
 fn field<const N: usize>(head: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
     let mut out = [0; N];
