@@ -145,6 +145,16 @@ impl ErrorBody {
         }
     }
 
+    /// What [`into_parts`](Self::into_parts) gave: errors that travel inside an answer, beside results.
+    pub fn from_parts(code: u32, fields: Bytes) -> Self {
+        Self { code, fields }
+    }
+
+    /// The written number and the encoded fields.
+    pub fn into_parts(self) -> (u32, Bytes) {
+        (self.code, self.fields)
+    }
+
     /// The written number; 0 for an [`RpcError`] met by the handler.
     pub fn code(&self) -> u32 {
         self.code
