@@ -1,0 +1,282 @@
+//! A source task: reads partitions, stamps rows, runs the chain, sends.
+//!
+//! Per call: rows in, the partition's event-time watermark up, groups and output out. Between calls the runner asks it
+//! to publish (BROADCAST, after FLUSH), and at a barrier it flushes, publishes, snapshots its partitions and passes the
+//! barrier on. It never waits, and works the same with no partition at all: empty, idle and finished tasks inject
+//! values and barriers too.
+
+use std::sync::Arc;
+
+use super::place::joined;
+use super::{
+    Join, Message, Mode, PartitionSnapshot, Place, SourceSnapshot, Start, StartPartition, TaskOutput,
+};
+use crate::chain::{Cx, Head};
+use crate::error::StepError;
+use crate::fault::{self, Fault};
+use crate::io::{Fetched, Position};
+use crate::time::{END, MIN};
+
+/// What a barrier ends beside the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Last {
+    /// Nothing: the next epoch follows.
+    No,
+    /// The run: it was asked to stop. Windows stay open.
+    Stop,
+    /// The run: all partitions reached their captured ends. Every window closes.
+    End,
+}
+
+struct Part {
+    number: u32,
+    next: Position,
+    watermark: i64,
+    end: Option<i64>,
+    idle: bool,
+    /// Since when fetches have waited at the high watermark in vain.
+    quiet_since: Option<i64>,
+}
+
+/// One source task. See the head of this file and the [protocol](crate::engine).
+pub struct SourceTask {
+    index: usize,
+    receivers: usize,
+    mode: Mode,
+    place: Arc<Place>,
+    head: Box<dyn Head>,
+    parts: Vec<Part>,
+    joins: Vec<Join>,
+    /// The last value sent.
+    sent: i64,
+    /// With `Fault::FloorSetLater`: the value read and not yet sent.
+    read_before: i64,
+    idle_after: Option<i64>,
+    epoch: u64,
+}
+
+impl SourceTask {
+    /// Task `index` of the start's layout.
+    pub fn new(start: &Start, index: usize, place: Arc<Place>) -> Self {
+        let event_time = start.plan.source().event_time;
+        let mut task = Self {
+            index,
+            receivers: start.layout.keyed,
+            mode: start.mode,
+            place,
+            head: start.plan.head(&start.env()),
+            parts: Vec::new(),
+            joins: Vec::new(),
+            sent: MIN,
+            read_before: MIN,
+            // BOUNDED: a run until the end ignores idleness.
+            idle_after: event_time.and_then(|e| e.idle_after).filter(|_| start.mode == Mode::Unbounded),
+            epoch: 1,
+        };
+        for p in &start.partitions {
+            if p.partition as usize % start.layout.sources == index {
+                task.add(p);
+            }
+        }
+        task
+    }
+
+    fn add(&mut self, p: &StartPartition) {
+        let own = p.watermark.unwrap_or(MIN);
+        let watermark =
+            if fault::active(Fault::JoinAlone) { own } else { self.place.value(p.partition, p.watermark) };
+        joined(&mut self.joins, p.partition, p.position.offset, own, watermark);
+        self.parts.push(Part {
+            number: p.partition,
+            next: p.position,
+            watermark,
+            end: p.end,
+            idle: false,
+            quiet_since: None,
+        });
+        self.finish_part(self.parts.len() - 1);
+    }
+
+    /// A partition that appeared while the job runs. It joins at the floor.
+    pub fn assign(&mut self, partition: u32, position: Position) {
+        let watermark = self.place.join(partition, MIN);
+        joined(&mut self.joins, partition, position.offset, MIN, watermark);
+        let part =
+            Part { number: partition, next: position, watermark, end: None, idle: false, quiet_since: None };
+        self.parts.push(part);
+    }
+
+    fn part(&self, partition: u32) -> usize {
+        let at = self.parts.iter().position(|p| p.number == partition);
+        at.unwrap_or_else(|| panic!("partition {partition} is not source task {}'s", self.index))
+    }
+
+    fn register_late(&mut self) {
+        if fault::active(Fault::JoinAlone) {
+            for part in self.parts.iter_mut().filter(|p| !p.idle) {
+                let value = self.place.value(part.number, Some(part.watermark));
+                part.watermark = part.watermark.max(value);
+            }
+        }
+    }
+
+    fn finish_part(&self, at: usize) {
+        let part = &self.parts[at];
+        if fault::active(Fault::FinishedLeaves) && part.end.is_some_and(|end| part.next.offset >= end) {
+            self.place.leave(part.number);
+        }
+    }
+
+    /// Its partitions: number, where to read on, and whether a run until the end still reads it.
+    pub fn partitions(&self) -> impl Iterator<Item = (u32, Position, bool)> {
+        self.parts.iter().map(|p| (p.number, p.next, p.end.is_none_or(|end| p.next.offset < end)))
+    }
+
+    /// The partition's event-time watermark. A runner with data of several partitions gives the lowest first.
+    pub fn watermark(&self, partition: u32) -> i64 {
+        self.parts[self.part(partition)].watermark
+    }
+
+    /// Whether every partition of a run until the end has reached its captured end.
+    pub fn finished(&self) -> bool {
+        self.mode == Mode::UntilEnd && self.partitions().all(|(_, _, reads)| !reads)
+    }
+
+    /// Records of one partition, read from where the task stands.
+    ///
+    /// # Errors
+    ///
+    /// If the job cannot go on.
+    ///
+    /// # Panics
+    ///
+    /// If the partition is not the task's.
+    pub fn fetched(&mut self, fetched: Fetched, out: &mut TaskOutput) -> Result<(), StepError> {
+        self.register_late();
+        let at = self.part(fetched.partition);
+        let part = &mut self.parts[at];
+        let end = part.end.unwrap_or(i64::MAX);
+        let records = |batch: &crate::record::RecordBatch| !batch.is_empty() && batch.offset(0) < end;
+        if part.idle && fetched.batches.iter().any(records) {
+            // JOIN: it returns at max(own, floor), before its rows are stamped.
+            part.idle = false;
+            let value = self.place.join(part.number, part.watermark);
+            joined(&mut self.joins, part.number, part.next.offset, part.watermark, value);
+            part.watermark = value;
+        }
+        part.quiet_since = None;
+        out.epoch = self.epoch;
+        for mut batch in fetched.batches {
+            batch.cut(part.next.offset, end);
+            if !batch.is_empty() {
+                let (partition, published) = (part.number, self.sent);
+                let mut cx = Cx { records: &batch, partition, published, emit: &mut out.emit };
+                self.head.run(&mut part.watermark, &mut cx)?;
+            }
+        }
+        if fetched.next.offset > part.next.offset {
+            part.next = Position { offset: fetched.next.offset.min(end), ..fetched.next };
+        }
+        let part = &self.parts[at];
+        if !part.idle {
+            self.place.raise(part.number, part.watermark);
+        }
+        self.finish_part(at);
+        Ok(())
+    }
+
+    /// A fetch of this partition has waited in vain. `caught_up` as in [`Fetched::caught_up`]; `now` in milliseconds of
+    /// any clock that does not go back.
+    pub fn nothing(&mut self, partition: u32, caught_up: bool, now: i64) {
+        let at = self.part(partition);
+        let part = &mut self.parts[at];
+        // An open transaction is not idleness: its records are there, only not readable yet.
+        let since = if caught_up { *part.quiet_since.get_or_insert(now) } else { now };
+        part.quiet_since = caught_up.then_some(since);
+        if !part.idle && self.idle_after.is_some_and(|after| caught_up && now - since >= after) {
+            part.idle = true;
+            self.place.leave(part.number);
+        }
+    }
+
+    /// The partition is no longer waited for (it was paused): time does not count towards idleness.
+    pub fn paused(&mut self, partition: u32) {
+        let at = self.part(partition);
+        self.parts[at].quiet_since = None;
+    }
+
+    /// Whether the partition is idle.
+    pub fn is_idle(&self, partition: u32) -> bool {
+        self.parts[self.part(partition)].idle
+    }
+
+    /// Reads the job value and sends it on if it rose. Called once per batch or so, and when a fetch came back empty.
+    pub fn publish(&mut self, out: &mut TaskOutput) {
+        self.register_late();
+        self.send_time(false, out);
+    }
+
+    fn send_time(&mut self, last: bool, out: &mut TaskOutput) {
+        let mut value = self.place.publish();
+        if fault::active(Fault::FloorSetLater) {
+            (value, self.read_before) = (if last { value } else { self.read_before }, value);
+            self.place.note(value);
+        }
+        self.send(value, out);
+    }
+
+    fn send(&mut self, value: i64, out: &mut TaskOutput) {
+        if value <= self.sent {
+            return;
+        }
+        out.epoch = self.epoch;
+        if let Some(tail) = self.head.tail() {
+            let closes = tail.earliest_end().is_some_and(|end| end - 1 <= value);
+            if closes && !fault::active(Fault::TimeBeforeFlush) {
+                tail.flush(&mut out.emit);
+            }
+        }
+        self.sent = value;
+        for receiver in 0..self.receivers {
+            out.emit.messages.push((receiver, Message::Time(value)));
+        }
+    }
+
+    /// The epoch ends here.
+    pub fn barrier(&mut self, last: Last, out: &mut TaskOutput) {
+        self.register_late();
+        out.epoch = self.epoch;
+        // The runner may have been late with it, and a snapshot must not depend on that where the run ends.
+        self.send_time(last != Last::No, out);
+        if last == Last::End {
+            self.send(END, out);
+        }
+        if let Some(tail) = self.head.tail() {
+            if !fault::active(Fault::CombineOverBarrier) || last != Last::No {
+                tail.flush(&mut out.emit);
+            }
+        }
+        let floor = self.place.floor();
+        let mut partitions = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let mut watermark = part.watermark;
+            if part.idle && floor > watermark && !fault::active(Fault::IdleCommitsOwn) {
+                // IDLE: it left the minimum, so windows newer than its own value may be closed.
+                watermark = floor;
+                joined(&mut self.joins, part.number, part.next.offset, part.watermark, floor);
+            }
+            partitions.push(PartitionSnapshot { partition: part.number, position: part.next, watermark });
+        }
+        let joins = std::mem::take(&mut self.joins);
+        out.source = Some(SourceSnapshot { task: self.index, epoch: self.epoch, partitions, floor, joins });
+        for receiver in 0..self.receivers {
+            out.emit.messages.push((receiver, Message::Barrier(self.epoch)));
+        }
+        self.epoch += 1;
+    }
+
+    /// The running epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+}
