@@ -47,6 +47,14 @@ impl Released {
 }
 
 impl Log {
+    /// Opens a data directory, recovering it. The caller holds the directory's lock. Blocks.
+    pub fn open(
+        _fs: Arc<dyn crate::fs::Fs>,
+        _config: crate::config::Config,
+    ) -> Result<Self, crate::error::OpenError> {
+        Err(crate::error::OpenError::Missing)
+    }
+
     fn no<T>(&self) -> Ticket<T> {
         Ticket::ready(Err(WriteError::Stopped(self.stopped.clone())))
     }
