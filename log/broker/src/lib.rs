@@ -13,11 +13,21 @@
 //! [`Data::open`] is the way in for a command: it takes ownership of a data directory or reaches its owner, and the
 //! handle it gives goes over to another owner, or becomes one, when that owner dies.
 
+mod access;
 mod api;
 mod convert;
+mod directory;
 mod error;
 mod local;
+mod owner;
+mod producer;
+mod silence;
+mod status;
 
+pub use access::{Access, AccessError, AccessEvent, AccessOptions, Data, Listener, Place};
 pub use api::*;
+pub use directory::{DirError, Intent};
 pub use error::{BrokerError, PartitionError, Reaction};
 pub use local::LocalBroker;
+pub use owner::OwnerError;
+pub use producer::*;
