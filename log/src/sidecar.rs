@@ -297,7 +297,7 @@ mod tests {
         let range = AbortedRange { producer_id: 1, first: 2, last: 3 };
         assert_eq!(
             hex(&seed().txn_index(&[range])),
-            "000000000000000100000000000000020000000000000003000000005970535c"
+            "0000000000000001000000000000000200000000000000035970535c"
         );
     }
 
