@@ -30,6 +30,8 @@ pub struct Config {
     pub backlog_max: usize,
     /// Files kept open.
     pub open_files_max: usize,
+    /// The last producer epoch before the next producer id is taken; `None` is Kafka's. Tests make it small.
+    pub last_epoch: Option<i16>,
 }
 
 impl Default for Config {
@@ -42,6 +44,7 @@ impl Default for Config {
             journal_files_max: 64,
             backlog_max: 4096,
             open_files_max: 256,
+            last_epoch: None,
         }
     }
 }

@@ -1,15 +1,29 @@
 //! Partitioned log: record batches, segments, one journal, transactions, recovery.
 
 pub mod batch;
+mod checkpoint;
 mod clock;
 mod config;
+mod core;
+mod entry;
 mod error;
 pub mod fault;
 pub mod fs;
+mod journal;
 mod live;
+mod names;
+mod notify;
+mod open;
+mod plan;
+mod recovery;
+mod segment;
+mod segment_writer;
 pub mod sidecar;
+mod slot;
+mod state;
 mod ticket;
 mod types;
+mod writer;
 
 pub use clock::{Clock, SystemClock};
 pub use config::{Config, Create};

@@ -1,0 +1,383 @@
+//! Reading segments back: at open, to take over the last ones, and for fetches. Nothing unverified leaves here.
+
+use super::sidecars::{self, HEADCRC, INDEX, IndexEntry, Seed, TXN};
+use super::{Missing, OpenSegment, Segments};
+use crate::batch::{self, BatchHeader, HEADER_BYTES};
+use crate::entry::HEAD;
+use crate::error::Corruption;
+use crate::fs::File;
+use crate::names::{self, Kind};
+use crate::state::{Segment, SegmentId};
+use crate::types::AbortedRange;
+use bytes::Bytes;
+use std::io;
+use std::sync::Arc;
+
+/// Bytes read at once while walking over batches.
+const CHUNK: u64 = 1 << 20;
+/// Remembered places where readers stopped.
+const CURSORS_MAX: usize = 4096;
+
+/// Reading a file failed, or gave bytes that are not what was written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    #[error("{0}")]
+    Corrupt(Corruption),
+    #[error("reading {file}")]
+    Io { file: String, source: io::Error },
+}
+
+/// Which batches of a segment a reader wants.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// The batch that holds this offset comes first.
+    pub from: i64,
+    /// Batches that begin here or later are not wanted.
+    pub until: i64,
+    pub bytes_max: usize,
+}
+
+struct Walked {
+    header: BatchHeader,
+    at: u64,
+    ordinal: u32,
+}
+
+fn corrupt(
+    id: SegmentId,
+    kind: Kind,
+    position: u64,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> FileError {
+    let file = names::segment_file(id, kind);
+    FileError::Corrupt(Corruption { file, position, expected: expected.into(), found: found.into() })
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a part of a segment fits memory")
+}
+
+impl Segments {
+    fn io<T>(&self, id: SegmentId, kind: Kind, result: io::Result<T>) -> Result<T, FileError> {
+        result.map_err(|source| {
+            if source.kind() == io::ErrorKind::NotFound {
+                return corrupt(id, kind, 0, "the file", "no file");
+            }
+            FileError::Io { file: names::segment_file(id, kind), source }
+        })
+    }
+
+    fn read_at(&self, id: SegmentId, kind: Kind, at: u64, bytes: u64) -> Result<Bytes, FileError> {
+        let file = self.io(id, kind, self.files.get((id, kind), Missing::Fail))?;
+        let mut buf = vec![0; to_usize(bytes)];
+        let have = self.io(id, kind, read_up_to(&*file, &mut buf, at))?;
+        buf.truncate(have);
+        Ok(buf.into())
+    }
+
+    /// Checks what a crash could not have spoiled: the length that State names, and the last batch before it.
+    pub(crate) fn check_boundary(&self, id: SegmentId, s: &Segment) -> Result<(), FileError> {
+        if s.bytes == 0 {
+            return Ok(());
+        }
+        let file = self.io(id, Kind::Log, self.files.get((id, Kind::Log), Missing::Fail))?;
+        let len = self.io(id, Kind::Log, file.len())?;
+        if len < s.bytes {
+            return Err(corrupt(id, Kind::Log, len, format!("{} bytes", s.bytes), format!("{len}")));
+        }
+        let bytes = self.read_at(id, Kind::Log, s.last_at, s.bytes - s.last_at)?;
+        let ordinal = s.batches - 1;
+        let heads = self.stored_heads(id, ordinal, 1)?;
+        let header = self.check_batch(id, s.last_at, ordinal, &bytes, heads[0])?;
+        if header.next_offset() != s.end {
+            let found = format!("offset {}", header.next_offset());
+            return Err(corrupt(id, Kind::Log, s.last_at, format!("a batch before offset {}", s.end), found));
+        }
+        Ok(())
+    }
+
+    /// The intact values in the `.headcrc` of `count` batches.
+    fn stored_heads(&self, id: SegmentId, ordinal: u32, count: u32) -> Result<Vec<Option<u32>>, FileError> {
+        let (at, bytes) = (u64::from(ordinal) * HEADCRC as u64, u64::from(count) * HEADCRC as u64);
+        let stored = match self.read_at(id, Kind::HeadCrc, at, bytes) {
+            Err(FileError::Corrupt(_)) => Bytes::new(), // a sidecar that is gone is rebuilt
+            other => other?,
+        };
+        let seed = Seed::of(id);
+        let mut entries = stored.chunks_exact(HEADCRC);
+        Ok((ordinal..ordinal + count)
+            .map(|i| entries.next().and_then(|e| sidecars::decode_head(seed, i, e)))
+            .collect())
+    }
+
+    /// Is this the batch that was written here? A damaged sidecar entry (`None`) decides nothing.
+    fn check_batch(
+        &self,
+        id: SegmentId,
+        at: u64,
+        ordinal: u32,
+        bytes: &[u8],
+        head: Option<u32>,
+    ) -> Result<BatchHeader, FileError> {
+        let header =
+            batch::verify(bytes).map_err(|e| corrupt(id, Kind::Log, at, "a batch", e.to_string()))?;
+        let head_bytes: &[u8; HEAD] = bytes.first_chunk().expect("verified");
+        let found = Seed::of(id).head(ordinal, at, head_bytes);
+        match head {
+            Some(expected) if expected != found => Err(corrupt(
+                id,
+                Kind::Log,
+                at,
+                format!("a batch head with crc {expected:08x}"),
+                format!("{found:08x}"),
+            )),
+            _ => Ok(header),
+        }
+    }
+
+    /// Takes over the last segment of a partition.
+    pub(super) fn load_segment(&self, id: SegmentId, s: &Segment) -> Result<OpenSegment, FileError> {
+        let mut open = OpenSegment::new(id);
+        if s.batches == 0 {
+            return Ok(open);
+        }
+        let seed = open.seed;
+        let stored = self.stored_heads(id, 0, s.batches)?;
+        let index =
+            match self.read_at(id, Kind::Index, 0, s.bytes.div_ceil(super::INDEX_EVERY) * INDEX as u64) {
+                Err(FileError::Corrupt(_)) => Bytes::new(),
+                other => other?,
+            };
+        let entries = index
+            .chunks_exact(INDEX)
+            .zip(0..)
+            .map_while(|(b, i)| sidecars::decode_index(seed, id.base, i, b));
+        open.index = entries.take_while(|e| e.at < s.bytes && e.ordinal < s.batches).collect();
+        open.index_written = open.index.len();
+        open.heads_written = stored.iter().take_while(|h| h.is_some()).count();
+        let whole = open.heads_written == stored.len();
+        // Walk over what the sidecars do not cover; all of it where a value has to be computed again.
+        let from = match open.index.last() {
+            Some(e) if whole => *e,
+            _ => IndexEntry { offset: id.base, at: 0, ordinal: 0 },
+        };
+        open.heads = stored.iter().map_while(|h| *h).collect();
+        let mut walk = (from.at, from.ordinal);
+        while walk.0 < s.bytes {
+            let chunk = self.read_at(id, Kind::Log, walk.0, CHUNK.min(s.bytes - walk.0))?;
+            let (walked, next) = self.walk(id, &chunk, walk, s.bytes)?;
+            for w in walked {
+                let head: &[u8; HEAD] =
+                    chunk[to_usize(w.at - walk.0)..].first_chunk().expect("walked over it");
+                if w.ordinal as usize == open.heads.len() {
+                    let value = stored[open.heads.len()].unwrap_or_else(|| seed.head(w.ordinal, w.at, head));
+                    open.heads.push(value);
+                }
+                open.note_index_after(w.header.base_offset, w.ordinal, w.at);
+            }
+            walk = next;
+        }
+        if open.heads.len() != s.batches as usize {
+            let found = format!("{}", open.heads.len());
+            return Err(corrupt(id, Kind::Log, s.bytes, format!("{} batches", s.batches), found));
+        }
+        open.bytes = s.bytes;
+        Ok(open)
+    }
+
+    /// The headers of the whole batches in `chunk`, which lies at `at`, and where to go on. A batch that is larger
+    /// than the chunk is walked over by its header.
+    fn walk(
+        &self,
+        id: SegmentId,
+        chunk: &[u8],
+        (start, mut ordinal): (u64, u32),
+        end: u64,
+    ) -> Result<(Vec<Walked>, (u64, u32)), FileError> {
+        let (mut walked, mut at) = (Vec::new(), start);
+        loop {
+            let rest = &chunk[to_usize((at - start).min(chunk.len() as u64))..];
+            if at >= end || rest.len() < HEADER_BYTES {
+                if walked.is_empty() && at < end {
+                    return Err(corrupt(id, Kind::Log, at, "a batch", "the end of the file"));
+                }
+                return Ok((walked, (at, ordinal)));
+            }
+            let header =
+                BatchHeader::parse(rest).map_err(|e| corrupt(id, Kind::Log, at, "a batch", e.to_string()))?;
+            let size = header.size as u64;
+            if at + size > end {
+                return Err(corrupt(
+                    id,
+                    Kind::Log,
+                    at,
+                    format!("a batch within {end}"),
+                    format!("{size} bytes"),
+                ));
+            }
+            walked.push(Walked { header, at, ordinal });
+            (at, ordinal) = (at + size, ordinal + 1);
+        }
+    }
+
+    /// The wanted batches of a segment that has `s.bytes`, verified, and the offset after the last one.
+    pub(crate) fn read(
+        &self,
+        id: SegmentId,
+        s: &Segment,
+        wanted: Wanted,
+    ) -> Result<(Bytes, i64, i32), FileError> {
+        let (at, ordinal) = self.locate(id, s, wanted.from)?;
+        let room = s.bytes - at;
+        let mut want = (wanted.bytes_max as u64 + super::INDEX_EVERY).min(room).max(HEADER_BYTES as u64);
+        loop {
+            let chunk = self.read_at(id, Kind::Log, at, want.min(room))?;
+            let (walked, _) = self.walk(id, &chunk, (at, ordinal), s.bytes)?;
+            let held = walked.iter().skip_while(|w| w.header.next_offset() <= wanted.from);
+            let held: Vec<&Walked> = held.take_while(|w| w.header.base_offset < wanted.until).collect();
+            let Some(&first) = held.first() else {
+                // Everything in the chunk lies before the wanted offset: go on behind it.
+                match walked.last() {
+                    Some(last)
+                        if last.header.next_offset() <= wanted.from && last.header.next_offset() < s.end =>
+                    {
+                        self.remember(
+                            id,
+                            last.header.next_offset(),
+                            last.at + last.header.size as u64,
+                            last.ordinal + 1,
+                        );
+                        return self.read(id, s, wanted);
+                    }
+                    _ => return Ok((Bytes::new(), wanted.from, 0)),
+                }
+            };
+            let end_of = |w: &Walked| w.at + w.header.size as u64;
+            if end_of(first) - at > chunk.len() as u64 {
+                want = end_of(first) - at; // a batch larger than what was asked for comes whole
+                continue;
+            }
+            let most = (first.at + wanted.bytes_max as u64).max(end_of(first)).min(at + chunk.len() as u64);
+            let held: Vec<&Walked> = held.into_iter().take_while(|w| end_of(w) <= most).collect();
+            let last = held.last().expect("at least the first");
+            let heads = self.heads(id, first.ordinal, last.ordinal + 1 - first.ordinal)?;
+            let mut next = first.header.base_offset;
+            for (w, head) in held.iter().zip(heads) {
+                let (from, to) = (to_usize(w.at - at), to_usize(end_of(w) - at));
+                let header = self.check_batch(id, w.at, w.ordinal, &chunk[from..to], head)?;
+                if header.base_offset < next {
+                    let found = format!("{}", header.base_offset);
+                    return Err(corrupt(id, Kind::Log, w.at, format!("offset {next} or above"), found));
+                }
+                next = header.next_offset();
+            }
+            self.remember(id, next, end_of(last), last.ordinal + 1);
+            let bytes = chunk.slice(to_usize(first.at - at)..to_usize(end_of(last) - at));
+            return Ok((bytes, next, last.header.leader_epoch));
+        }
+    }
+
+    /// The head values of some batches, from memory where the segment is a last one.
+    fn heads(&self, id: SegmentId, ordinal: u32, count: u32) -> Result<Vec<Option<u32>>, FileError> {
+        if let Some(open) = self.open.read().get(&id.tp) {
+            let open = open.lock();
+            if open.id == id {
+                let range = ordinal as usize..(ordinal + count) as usize;
+                return Ok(open.heads[range].iter().map(|v| Some(*v)).collect());
+            }
+        }
+        self.stored_heads(id, ordinal, count)
+    }
+
+    /// A batch at or before the one that holds `offset`.
+    fn locate(&self, id: SegmentId, s: &Segment, offset: i64) -> Result<(u64, u32), FileError> {
+        if offset <= s.base {
+            return Ok((0, 0));
+        }
+        if let Some(place) = self.cursors.lock().get(&(id, offset)) {
+            return Ok(*place);
+        }
+        if let Some(open) = self.open.read().get(&id.tp) {
+            let open = open.lock();
+            if open.id == id {
+                let after = open.index.partition_point(|e| e.offset <= offset);
+                return Ok(after
+                    .checked_sub(1)
+                    .map_or((0, 0), |i| (open.index[i].at, open.index[i].ordinal)));
+            }
+        }
+        let seed = Seed::of(id);
+        let Ok(file) = self.files.get((id, Kind::Index), Missing::Fail) else { return Ok((0, 0)) };
+        let entries = self.io(id, Kind::Index, file.len())? / INDEX as u64;
+        let (mut low, mut high) = (0, u32::try_from(entries).unwrap_or(u32::MAX));
+        let mut found = (0, 0);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let entry = self.read_at(id, Kind::Index, u64::from(middle) * INDEX as u64, INDEX as u64)?;
+            let entry = (entry.len() == INDEX)
+                .then(|| sidecars::decode_index(seed, id.base, middle, &entry))
+                .flatten();
+            match entry {
+                Some(e) if e.offset <= offset && e.at < s.bytes => {
+                    found = (e.at, e.ordinal);
+                    low = middle + 1;
+                }
+                // A damaged entry hides what is above it: the walk then starts lower.
+                _ => high = middle,
+            }
+        }
+        Ok(found)
+    }
+
+    fn remember(&self, id: SegmentId, offset: i64, at: u64, ordinal: u32) {
+        let mut cursors = self.cursors.lock();
+        if cursors.len() >= CURSORS_MAX {
+            cursors.clear();
+        }
+        cursors.insert((id, offset), (at, ordinal));
+    }
+
+    /// The aborted ranges of a closed segment, which has `count` of them.
+    pub(crate) fn aborted(&self, id: SegmentId, count: u32) -> Result<Arc<Vec<AbortedRange>>, FileError> {
+        if let Some(known) = self.aborted.lock().get(&id) {
+            return Ok(known.clone());
+        }
+        let seed = Seed::of(id);
+        let bytes = self.read_at(id, Kind::TxnIndex, 0, u64::from(count) * TXN as u64)?;
+        let mut entries = bytes.chunks_exact(TXN);
+        let ranges = (0..count).map(|i| {
+            let entry = entries.next().and_then(|b| sidecars::decode_txn(seed, i, b));
+            entry.ok_or_else(|| {
+                corrupt(id, Kind::TxnIndex, u64::from(i) * TXN as u64, "an aborted range", "other bytes")
+            })
+        });
+        let ranges = Arc::new(ranges.collect::<Result<Vec<_>, _>>()?);
+        let mut cache = self.aborted.lock();
+        if cache.len() >= 1024 {
+            cache.clear();
+        }
+        cache.insert(id, ranges.clone());
+        Ok(ranges)
+    }
+}
+
+impl OpenSegment {
+    /// Notes a batch that was walked over, unless the index knows it or a later one.
+    fn note_index_after(&mut self, offset: i64, ordinal: u32, at: u64) {
+        if self.index.last().is_none_or(|e| at > e.at) {
+            self.note_index(offset, ordinal, at);
+        }
+    }
+}
+
+fn read_up_to(file: &dyn File, buf: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut have = 0;
+    while have < buf.len() {
+        match file.read_at(&mut buf[have..], at + have as u64)? {
+            0 => break,
+            n => have += n,
+        }
+    }
+    Ok(have)
+}
