@@ -1,4 +1,7 @@
 //! Checks and long runs of the project. They use nothing of it but the `streamctl` binary, so that what they find out
 //! does not rest on the code they check.
 
+pub mod counted;
+pub mod demo;
 pub mod recount;
+pub mod streamctl;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use xtask::demo::Demo;
 use xtask::recount::{Recount, Settings};
 
 #[derive(Debug, Parser)]
@@ -15,6 +16,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the main job, kill it twice, and hold its output against a recount.
+    Demo(Demo),
     /// Count an access log as job ip-count must, one line after the other.
     Recount {
         /// The log.
@@ -34,6 +37,7 @@ enum Command {
 #[allow(clippy::print_stdout, reason = "what it prints is its result")]
 fn main() -> Result<()> {
     match Cli::parse().command {
+        Command::Demo(demo) => demo.run(),
         Command::Recount { file, partitions, window, out_of_order } => {
             let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
             let settings = Settings { partitions, window_ms: window * 1000, bound_ms: out_of_order * 1000 };

@@ -224,6 +224,22 @@ fn time_of(text: &str) -> Option<i64> {
     Some((days * 86_400 + hour * 3600 + minute * 60 + second - zone) * 1000)
 }
 
+/// `2015-05-17T10:05:00.000Z`, as the job writes times, of milliseconds since the epoch in years 0 to 9999.
+pub fn utc_text(at_ms: i64) -> String {
+    let (days, ms) = (at_ms.div_euclid(86_400_000), at_ms.rem_euclid(86_400_000));
+    // Howard Hinnant's civil_from_days: eras of 400 years that begin on a first of March.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute) = (ms / 3_600_000, ms / 60_000 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:03}Z", ms / 1000 % 60, ms % 1000)
+}
+
 /// The partition Kafka's default partitioner gives a key.
 pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7fff_ffff) % partitions
@@ -294,6 +310,19 @@ mod tests {
             "1/May/2015:10:05:03 +0000",
         ] {
             assert_eq!(time_of(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn utc_text_is_the_inverse_of_the_calendar() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (1_431_857_103_000, "2015-05-17T10:05:03.000Z"),
+            (1_709_251_199_999, "2024-02-29T23:59:59.999Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(utc_text(ms), text);
         }
     }
 

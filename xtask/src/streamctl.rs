@@ -1,0 +1,168 @@
+//! Starts the `streamctl` binary, reads what it says and kills it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+/// The binary and the data directory it works on.
+#[derive(Debug, Clone)]
+pub struct Streamctl {
+    binary: PathBuf,
+    data: PathBuf,
+}
+
+/// A line that `run --status-lines` prints.
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Status {
+    /// State is recovered; rows are processed from now on.
+    Started {
+        /// From the start of the process, in milliseconds.
+        recovery_ms: u64,
+        /// Changelog records replayed into the store.
+        replayed: u64,
+        /// Input records the committed offsets are past, over all partitions.
+        committed_records: u64,
+        /// Input records up to the captured ends, over all partitions; the log's end where the run goes on.
+        end_records: u64,
+    },
+    /// A transaction was committed.
+    Committed {
+        /// Commits of this run so far.
+        commits: u64,
+        /// Input records the committed offsets are past, over all partitions.
+        committed_records: u64,
+    },
+    /// Output rows of the open transaction that the log has acknowledged.
+    Open {
+        /// How many; since the last commit.
+        output_rows: u64,
+    },
+    /// The run ends.
+    Done {
+        /// Windows closed before their time by the bounded end.
+        windows_closed_early: u64,
+        /// Input records processed by this run.
+        records: u64,
+    },
+}
+
+impl Streamctl {
+    /// That binary on that data directory; neither is checked.
+    pub fn new(binary: impl Into<PathBuf>, data: impl Into<PathBuf>) -> Self {
+        Streamctl { binary: binary.into(), data: data.into() }
+    }
+
+    /// The binary.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// A command with these arguments on the data directory; stdin is closed, the rest inherited.
+    pub fn command<I: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = I>) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("--data").arg(&self.data).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs to the end; an error unless it exits 0. What it says on stderr is passed through.
+    pub fn run(&self, args: &[&str]) -> Result<()> {
+        let status =
+            self.command(args).status().with_context(|| format!("cannot start {}", self.binary.display()))?;
+        ensure!(status.success(), "streamctl {} ended with {status}", args.join(" "));
+        Ok(())
+    }
+
+    /// Runs to the end and returns what it printed; an error unless it exits 0.
+    pub fn output(&self, args: &[&str]) -> Result<Vec<u8>> {
+        let output = self
+            .command(args)
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        ensure!(output.status.success(), "streamctl {} ended with {}", args.join(" "), output.status);
+        Ok(output.stdout)
+    }
+
+    /// All values of a topic, a line each.
+    pub fn values(&self, topic: &str, isolation: &str) -> Result<Vec<u8>> {
+        self.output(&["consume", topic, "--until-end", "--isolation", isolation])
+    }
+
+    /// Starts `run ... --status-lines`.
+    pub fn start_run(&self, args: &[&str]) -> Result<Run> {
+        let mut child = self
+            .command(["run"].iter().chain(args).chain(&["--status-lines"]))
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let stdout = child.stdout.take().context("standard output is piped")?;
+        let (send, lines) = sync_channel(1024);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Run { child, lines, started: Instant::now() })
+    }
+}
+
+/// A running job. Dropping it kills it.
+#[derive(Debug)]
+pub struct Run {
+    child: Child,
+    lines: Receiver<String>,
+    started: Instant,
+}
+
+impl Run {
+    /// Since it was started.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The next status, or none once the process closed its output; an error if it says nothing for `patience`.
+    pub fn next(&mut self, patience: Duration) -> Result<Option<Status>> {
+        match self.lines.recv_timeout(patience) {
+            Ok(line) => {
+                let status =
+                    serde_json::from_str(&line).with_context(|| format!("not a status line: {line}"))?;
+                Ok(Some(status))
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => bail!("the run has said nothing for {patience:?}"),
+        }
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("cannot kill the run")?;
+        self.child.wait().context("cannot wait for the run")?;
+        Ok(())
+    }
+
+    /// Waits for a process that closed its output.
+    pub fn wait(mut self) -> Result<ExitStatus> {
+        self.child.wait().context("cannot wait for the run")
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // Both fail where the process is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
