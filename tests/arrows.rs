@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The facade a user depends on, and jobs written as a user would.
     ("tidemill", &["tidemill-stream", "tidemill-stream-macros", "tidemill-adapters"]),
     ("tidemill-jobs", &["tidemill"]),
-    ("streamctl", &["tidemill", "tidemill-jobs", "tidemill-broker"]),
+    ("streamctl", &["tidemill", "tidemill-jobs", "tidemill-broker", "tidemill-log"]),
     // Nothing uses these.
     (
         "tidemill-benches",

@@ -257,7 +257,7 @@ pub struct GenAccessLog {
 /// `streamctl job ...`
 #[derive(Debug, Subcommand)]
 pub enum JobCommand {
-    /// List the jobs of this program, and those that ran in the data directory.
+    /// List the jobs of this program.
     #[command(after_help = "\
 Example:
   streamctl job list")]
@@ -267,8 +267,11 @@ Example:
 Example:
   streamctl job describe ip-count")]
     Describe {
-        /// A job, or the name it was run under (`--name`).
+        /// The job.
         job: String,
+        /// The name it was run under, where that is another one.
+        #[arg(long)]
+        name: Option<String>,
     },
 }
 

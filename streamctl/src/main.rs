@@ -4,16 +4,24 @@
 #![allow(unreachable_pub, reason = "a binary exports nothing; `pub` marks what a module offers the others")]
 
 mod cli;
+mod consume;
+mod data;
 mod exit;
 mod generate;
+mod job;
+mod print;
+mod produce;
+mod run;
 mod stdout;
 mod stop;
+mod topic;
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
 
 use clap::Parser;
 use cli::{Cli, Command, GenCommand};
+use stop::Stop;
 
 fn main() {
     let cli = Cli::parse();
@@ -25,14 +33,26 @@ fn main() {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     // Threads that still wait for standard input must not keep a finished command alive.
-    std::process::exit(exit::code(run(cli)));
+    std::process::exit(exit::code(execute(cli)));
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
-        Command::Gen(GenCommand::AccessLog(args)) => generate::access_log(&args),
-        _ => Ok(()),
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    if let Command::Gen(GenCommand::AccessLog(args)) = &cli.command {
+        // Needs no directory and no signals: it ends where it is when it is interrupted.
+        return generate::access_log(args);
     }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stop = Stop::install()?;
+        match &cli.command {
+            Command::Gen(_) => Ok(()),
+            Command::Topic(command) => topic::run(&cli.data, command).await,
+            Command::Produce(args) => produce::run(&cli.data, args, &stop).await,
+            Command::Consume(args) => consume::run(&cli.data, args, &stop).await,
+            Command::Job(command) => job::run(&cli.data, command).await,
+            Command::Run(args) => run::run(&cli.data, args, &stop).await,
+        }
+    })
 }
 
 /// Says something to the user on stderr. A terminal that is gone is no reason to fail.

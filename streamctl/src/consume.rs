@@ -1,0 +1,268 @@
+//! `streamctl consume`: prints the records of a topic.
+//!
+//! Where it ends with `--until-end` is decided once, at the start: the stable offset of each partition, or the high
+//! watermark for those who read uncommitted records. A partition that cannot be read is said and left out; the others
+//! go on, and the exit code tells.
+
+use std::collections::HashMap;
+use std::io::{BufWriter, Stdout, Write};
+
+use anyhow::{Result, anyhow, bail};
+use tidemill_broker::{
+    Access, Broker, BrokerError, Consumed, Consumer, ConsumerOptions, Event, PartitionOffsets, Position,
+    Topic, TopicPartition,
+};
+
+use crate::cli::{self, From, Isolation};
+use crate::data::{self, Intent};
+use crate::exit::Usage;
+use crate::print::{self, Shown};
+use crate::stdout::{self, OrClosed};
+use crate::stop::Stop;
+
+/// Runs the command.
+pub async fn run(dir: &std::path::Path, args: &cli::Consume, stop: &Stop) -> Result<()> {
+    if matches!(args.from, From::Offset(_)) && args.partition.is_none() {
+        return Err(Usage::error("--from N is an offset of one partition: say which with --partition"));
+    }
+    let access = data::open(dir, Intent::Use).await?;
+    let result = consume(&access, args, stop).await;
+    data::close(access, result).await
+}
+
+/// One partition that is read.
+#[derive(Debug)]
+struct Part {
+    start: i64,
+    /// Where `--until-end` ends.
+    end: i64,
+    /// Visible records to leave out first.
+    skip: u64,
+    done: bool,
+}
+
+async fn consume(access: &Access, args: &cli::Consume, stop: &Stop) -> Result<()> {
+    let described = match access.describe(args.topic.clone()).await {
+        Err(BrokerError::UnknownTopic { topic }) => return Err(data::unknown_topic(access, &topic).await),
+        described => described.map_err(data::explain)?,
+    };
+    let topic = described.topic;
+    let mut parts = HashMap::new();
+    for (number, offsets) in (0..).zip(&described.offsets) {
+        if args.partition.is_none_or(|wanted| wanted == number) {
+            parts.insert(topic.partition(number), part(access, args, &topic, number, offsets, stop).await?);
+        }
+    }
+    if parts.is_empty() {
+        let wanted = args.partition.unwrap_or_default();
+        return Err(Usage::error(format!(
+            "topic {} has {} partitions, from 0 on; there is no partition {wanted}",
+            topic.name, topic.partitions
+        )));
+    }
+    let mut reader =
+        Reader { args, topic: &topic, parts, out: stdout::buffered(), left: args.max.unwrap_or(u64::MAX) };
+    let result = reader.run(access, stop).await;
+    let flushed = reader.out.flush().or_closed();
+    result.and(flushed)
+}
+
+/// Where reading one partition starts and ends.
+async fn part(
+    access: &Access,
+    args: &cli::Consume,
+    topic: &Topic,
+    number: u32,
+    offsets: &PartitionOffsets,
+    stop: &Stop,
+) -> Result<Part> {
+    let end = match args.isolation {
+        Isolation::ReadCommitted => offsets.last_stable,
+        Isolation::ReadUncommitted => offsets.high_watermark,
+    };
+    let mut part = Part { start: offsets.log_start, end, skip: 0, done: false };
+    match args.from {
+        From::Earliest => {}
+        From::Latest => part.start = end,
+        From::Offset(offset) if (offsets.log_start..=offsets.high_watermark).contains(&offset) => {
+            part.start = offset
+        }
+        From::Offset(offset) => bail!(
+            "offset {offset} is outside {}..={} of partition {number} of {}; `streamctl topic describe {}` shows the ranges",
+            offsets.log_start,
+            offsets.high_watermark,
+            topic.name,
+            topic.name
+        ),
+        From::Last(last) => {
+            // Offsets also count markers and records that are not visible, so the first guess may be too late.
+            let mut back = i64::try_from(last).unwrap_or(i64::MAX);
+            loop {
+                part.start = end.saturating_sub(back).max(offsets.log_start);
+                let there =
+                    count(access, args.isolation, topic.partition(number), part.start, end, stop).await?;
+                part.skip = there.saturating_sub(last);
+                if there >= last || part.start == offsets.log_start || stop.asked() {
+                    break;
+                }
+                back = back.saturating_mul(2);
+            }
+        }
+    }
+    Ok(part)
+}
+
+/// Visible records in a range of offsets.
+async fn count(
+    access: &Access,
+    isolation: Isolation,
+    partition: TopicPartition,
+    start: i64,
+    end: i64,
+    stop: &Stop,
+) -> Result<u64> {
+    let mut there = 0;
+    if start >= end {
+        return Ok(there);
+    }
+    let positions = vec![(partition, Position::unchecked(start))];
+    let mut consumer = Consumer::start(access.clone(), positions, options(isolation));
+    while let Some(event) = tokio::select! { event = consumer.next() => event, () = stop.wait() => None } {
+        match event.map_err(data::explain)? {
+            Event::Batches(consumed) => {
+                for batch in &consumed.batches {
+                    for record in &batch.open()? {
+                        there += u64::from((consumed.from..end).contains(&record?.offset));
+                    }
+                }
+                if consumed.next.offset >= end {
+                    break;
+                }
+            }
+            Event::CaughtUp => {}
+            Event::Failed { error, .. } => return Err(data::explain(error)),
+        }
+    }
+    Ok(there)
+}
+
+fn options(isolation: Isolation) -> ConsumerOptions {
+    let isolation = match isolation {
+        Isolation::ReadCommitted => tidemill_broker::Isolation::ReadCommitted,
+        Isolation::ReadUncommitted => tidemill_broker::Isolation::ReadUncommitted,
+    };
+    ConsumerOptions { isolation, ..ConsumerOptions::default() }
+}
+
+struct Reader<'a> {
+    args: &'a cli::Consume,
+    topic: &'a Topic,
+    parts: HashMap<TopicPartition, Part>,
+    out: BufWriter<Stdout>,
+    /// Records that may still be printed.
+    left: u64,
+}
+
+impl Reader<'_> {
+    async fn run(&mut self, access: &Access, stop: &Stop) -> Result<()> {
+        let mut positions: Vec<_> = self
+            .parts
+            .iter()
+            .map(|(partition, part)| (*partition, Position::unchecked(part.start)))
+            .collect();
+        positions.sort_by_key(|(partition, _)| partition.partition);
+        let mut consumer = Consumer::start(access.clone(), positions, options(self.args.isolation));
+        let until_end = self.args.until_end;
+        for part in self.parts.values_mut() {
+            part.done = until_end && part.start >= part.end;
+        }
+        let mut failed = Vec::new();
+        let mut said = false;
+        while self.left > 0 && self.parts.values().any(|part| !part.done) {
+            let event = match consumer.try_next() {
+                Some(event) => Some(event),
+                None => {
+                    // About to wait: what is known is shown.
+                    self.out.flush().or_closed()?;
+                    tokio::select! { biased; () = stop.wait() => break, event = consumer.next() => event }
+                }
+            };
+            if stop.asked() {
+                break;
+            }
+            match event {
+                Some(Ok(Event::Batches(consumed))) => self.print(&consumed)?,
+                Some(Ok(Event::CaughtUp)) => {
+                    if !until_end && !std::mem::replace(&mut said, true) {
+                        self.out.flush().or_closed()?;
+                        crate::note(format_args!(
+                            "waits at the end of {} for more; Ctrl-C ends this",
+                            self.topic.name
+                        ));
+                    }
+                }
+                Some(Ok(Event::Failed { partition, at, error })) => {
+                    let number = partition.partition;
+                    self.out.flush().or_closed()?;
+                    let error = data::explain(error);
+                    crate::note(format_args!(
+                        "error: partition {number} of {} at offset {}: {error}",
+                        self.topic.name, at.offset
+                    ));
+                    failed.push(number.to_string());
+                    if let Some(part) = self.parts.get_mut(&partition) {
+                        part.done = true;
+                    }
+                }
+                Some(Err(error)) => return Err(data::explain(error)),
+                None => break,
+            }
+        }
+        match failed.as_slice() {
+            [] => Ok(()),
+            failed => {
+                Err(anyhow!("{} was not read to its end in partition {}", self.topic.name, failed.join(", ")))
+            }
+        }
+    }
+
+    fn print(&mut self, consumed: &Consumed) -> Result<()> {
+        let Some(part) = self.parts.get_mut(&consumed.partition) else { return Ok(()) };
+        if part.done {
+            return Ok(());
+        }
+        let end = if self.args.until_end { part.end } else { i64::MAX };
+        for batch in &consumed.batches {
+            let open = batch.open()?;
+            for record in &open {
+                let record = record?;
+                if !(consumed.from..end).contains(&record.offset) {
+                    continue;
+                }
+                if part.skip > 0 {
+                    part.skip -= 1;
+                    continue;
+                }
+                if self.left == 0 {
+                    return Ok(());
+                }
+                self.left -= 1;
+                let names: Vec<_> =
+                    record.headers.iter().map(|header| (header.name(), header.value)).collect();
+                let headers: Vec<_> = names.iter().map(|(name, value)| (name.as_ref(), *value)).collect();
+                let shown = Shown {
+                    topic: &self.topic.name,
+                    partition: consumed.partition.partition,
+                    offset: record.offset,
+                    timestamp: record.timestamp,
+                    key: record.key,
+                    value: record.value,
+                    headers: &headers,
+                };
+                print::record(&mut self.out, self.args.format, shown).or_closed()?;
+            }
+        }
+        part.done = self.args.until_end && consumed.next.offset >= part.end;
+        Ok(())
+    }
+}

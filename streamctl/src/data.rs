@@ -1,0 +1,56 @@
+//! The data directory a command works on, and what its errors mean to a user.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+pub use tidemill_broker::Intent;
+use tidemill_broker::{Access, AccessOptions, Broker, BrokerError};
+
+/// Owns the directory or reaches its owner. A change of owners later on is one line on stderr.
+pub async fn open(dir: &Path, intent: Intent) -> Result<Access> {
+    let options = AccessOptions::new(intent).on_event(|event| crate::note(format_args!("{event}")));
+    Access::open(dir, options)
+        .await
+        .with_context(|| format!("cannot open the data directory {}", dir.display()))
+}
+
+/// Gives the directory up in order, then goes on with what the command came to.
+pub async fn close<T>(access: Access, result: Result<T>) -> Result<T> {
+    access.close().await;
+    result
+}
+
+/// The error a user reads: what happened, and what to do about it.
+pub fn explain(error: BrokerError) -> anyhow::Error {
+    let remedy = match &error {
+        BrokerError::UnknownTopic { topic } => format!("`streamctl topic create {topic}` makes it"),
+        BrokerError::DiskFull { .. } => {
+            "nothing that was acknowledged is lost. Free some space on that disk and run the command again".into()
+        }
+        BrokerError::Stopped { .. } => {
+            "nothing that was acknowledged is lost. Look at the disk, end all commands on this directory, and run this one \
+             again: opening the directory anew recovers it"
+                .into()
+        }
+        BrokerError::Corrupt { .. } => "the other partitions stay readable (--partition P). Restore the file from a copy, \
+             or read around it with --from"
+            .into(),
+        BrokerError::Fenced { .. } => "only one command at a time runs under one name; --name gives this one another".into(),
+        _ => return anyhow::Error::new(error),
+    };
+    anyhow!("{error}; {remedy}")
+}
+
+/// A topic that is not there: names those that are, and the command that makes it.
+pub async fn unknown_topic(broker: &impl Broker, topic: &str) -> anyhow::Error {
+    let known = match broker.topics().await {
+        Ok(topics) if !topics.is_empty() => {
+            let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+            format!(" (there are {})", names.join(", "))
+        }
+        _ => String::new(),
+    };
+    anyhow!(
+        "there is no topic {topic:?}{known}; `streamctl topic create {topic}` or `streamctl produce {topic} --create` makes it"
+    )
+}

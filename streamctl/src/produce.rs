@@ -1,0 +1,277 @@
+//! `streamctl produce`: a record a line.
+//!
+//! ```text
+//! file or stdin ──reads, splits, finds keys (a thread)──▶ bounded queue of chunks ──▶ producer ──▶ broker
+//! ```
+//!
+//! Lines are counted in the order of the input. However the command ends, it knows how many leading ones are durable:
+//! `--skip-lines` with that number continues without a gap, and without a repeat unless some are in doubt.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use jiff::Timestamp;
+use regex::bytes::Regex;
+use tidemill_broker::{Broker, BrokerError, NewTopic, Producer, ProducerOptions, Topic};
+use tidemill_log::batch::{Compression, RecordParts};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::cli;
+use crate::data::{self, Intent};
+use crate::exit::Usage;
+use crate::stop::Stop;
+
+/// Bytes of input read at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Chunks read ahead.
+const CHUNKS_AHEAD: usize = 8;
+/// A line that is longer is no line of text but a file of another kind.
+const LINE_BYTES_MAX: usize = 8 << 20;
+/// After Ctrl-C, what was read already has this long to become durable.
+const FLUSH_AFTER_STOP: Duration = Duration::from_secs(10);
+
+/// Runs the command.
+pub async fn run(dir: &Path, args: &cli::Produce, stop: &Stop) -> Result<()> {
+    let keys = args.key_regex.as_deref().map(key_regex).transpose()?;
+    // Before anything is made: a wrong path must not leave an empty topic behind.
+    let input: Box<dyn Read + Send> = match &args.file {
+        None => Box::new(io::stdin()),
+        Some(path) => {
+            let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let is_dir = file.metadata().is_ok_and(|metadata| metadata.is_dir());
+            anyhow::ensure!(!is_dir, "cannot read {}: it is a directory", path.display());
+            Box::new(file)
+        }
+    };
+    let access = data::open(dir, if args.create { Intent::Create } else { Intent::Use }).await?;
+    let result = async {
+        let topic = topic(&access, args).await?;
+        append(access.clone(), &topic, args, input, keys, stop).await
+    }
+    .await;
+    data::close(access, result).await
+}
+
+fn key_regex(text: &str) -> Result<Regex> {
+    let regex = Regex::new(text).map_err(|error| Usage::error(format!("--key-regex: {error}")))?;
+    if regex.captures_len() < 2 {
+        return Err(Usage::error(format!(
+            "--key-regex: {text:?} has no capture group; put the key in parentheses"
+        )));
+    }
+    Ok(regex)
+}
+
+async fn topic(broker: &impl Broker, args: &cli::Produce) -> Result<Topic> {
+    if args.create {
+        let wanted = NewTopic::new(&args.topic, args.partitions).keep_existing();
+        return broker.create_topic(wanted).await.map_err(data::explain);
+    }
+    match broker.describe(args.topic.clone()).await {
+        Ok(described) => Ok(described.topic),
+        Err(BrokerError::UnknownTopic { topic }) => Err(data::unknown_topic(broker, &topic).await),
+        Err(error) => Err(data::explain(error)),
+    }
+}
+
+async fn append(
+    broker: impl Broker + Clone,
+    topic: &Topic,
+    args: &cli::Produce,
+    input: Box<dyn Read + Send>,
+    keys: Option<Regex>,
+    stop: &Stop,
+) -> Result<()> {
+    let options = ProducerOptions { compression: Compression::Lz4, ..ProducerOptions::default() };
+    let producer = Producer::open(broker, options).await.map_err(data::explain)?;
+    let wants_keys = keys.is_some();
+    let mut chunks = read_chunks(input, keys);
+    let (mut skip, mut skipped, mut sent, mut without_key) = (args.skip_lines, 0_u64, 0_u64, 0_u64);
+
+    let mut failure = loop {
+        let chunk = tokio::select! {
+            biased;
+            () = stop.wait() => break None,
+            chunk = chunks.recv() => chunk,
+        };
+        let chunk = match chunk {
+            None => break None,
+            Some(Err(error)) => break Some(anyhow::Error::new(error).context("cannot read the input")),
+            Some(Ok(chunk)) => chunk,
+        };
+        let now = Timestamp::now().as_millisecond();
+        let sending = async {
+            for line in &chunk.lines {
+                if skip > 0 {
+                    skip -= 1;
+                    skipped += 1;
+                    continue;
+                }
+                let key = line.key.clone().map(|key| &chunk.bytes[key]);
+                let value = Some(&chunk.bytes[line.value.clone()]);
+                let record = RecordParts { timestamp: now, key, value, headers: &[] };
+                // Not waited for here: the producer keeps the order, and its durable prefix says how far it got.
+                let _ack = producer.send(topic, None, record).await?;
+                sent += 1;
+                without_key += u64::from(wants_keys && key.is_none());
+            }
+            Ok::<_, BrokerError>(())
+        };
+        tokio::select! {
+            biased;
+            () = stop.wait() => break None,
+            sent = sending => if let Err(error) = sent { break Some(data::explain(error)) },
+        }
+    };
+    let stopped = stop.asked();
+    if failure.is_none() {
+        failure = match stopped {
+            false => producer.flush().await.err().map(data::explain),
+            true => match timeout(FLUSH_AFTER_STOP, producer.flush()).await {
+                Ok(flushed) => flushed.err().map(data::explain),
+                Err(_) => Some(anyhow!("not everything became durable within {FLUSH_AFTER_STOP:?}")),
+            },
+        };
+    }
+    let prefix = producer.durable_prefix();
+    if failure.is_some() || stopped {
+        let durable = skipped + prefix.durable;
+        crate::note(format_args!(
+            "{}: {durable} leading lines are durable, {} more are in doubt; continue with --skip-lines {durable}",
+            if failure.is_some() { "failed" } else { "stopped" },
+            prefix.in_doubt,
+        ));
+    } else {
+        let skipped = if skipped > 0 { format!(" after {skipped} skipped ones") } else { String::new() };
+        crate::note(format_args!("{sent} lines appended to {}{skipped}, all durable", topic.name));
+        if skip > 0 {
+            crate::note(format_args!("the input ended {skip} lines before --skip-lines {}", args.skip_lines));
+        }
+    }
+    if without_key > 0 {
+        crate::note(format_args!("{without_key} of them do not match --key-regex and got no key"));
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// Some lines of the input.
+#[derive(Debug)]
+struct Chunk {
+    bytes: Vec<u8>,
+    lines: Vec<Line>,
+}
+
+/// Where one line's value and key are in its chunk.
+#[derive(Debug, PartialEq)]
+struct Line {
+    value: Range<usize>,
+    key: Option<Range<usize>>,
+}
+
+/// Reads on a thread of its own, because standard input cannot be waited for otherwise. The thread ends with the
+/// receiver, or with the process if it is waiting for input then.
+fn read_chunks(mut input: Box<dyn Read + Send>, keys: Option<Regex>) -> mpsc::Receiver<io::Result<Chunk>> {
+    let (send, receive) = mpsc::channel(CHUNKS_AHEAD);
+    std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        loop {
+            let had = rest.len();
+            rest.resize(had + CHUNK_BYTES, 0);
+            let read = match input.read(&mut rest[had..]) {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    rest.truncate(had);
+                    continue;
+                }
+                Err(error) => {
+                    let _ = send.blocking_send(Err(error));
+                    return;
+                }
+            };
+            rest.truncate(had + read);
+            // All complete lines, and at the end what is left.
+            let end = match read {
+                0 => rest.len(),
+                _ => rest.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1),
+            };
+            if end > 0 {
+                let after = rest.split_off(end);
+                let bytes = std::mem::replace(&mut rest, after);
+                let lines = split(&bytes, keys.as_ref());
+                if send.blocking_send(Ok(Chunk { bytes, lines })).is_err() {
+                    return;
+                }
+            } else if rest.len() > LINE_BYTES_MAX {
+                let what = format!("a line is longer than {LINE_BYTES_MAX} bytes");
+                let _ = send.blocking_send(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+                return;
+            }
+            if read == 0 {
+                return;
+            }
+        }
+    });
+    receive
+}
+
+fn split(bytes: &[u8], keys: Option<&Regex>) -> Vec<Line> {
+    let mut lines = Vec::with_capacity(bytes.len() / 100 + 1);
+    let mut slots = keys.map(Regex::capture_locations);
+    let mut start = 0;
+    while start < bytes.len() {
+        let end =
+            bytes[start..].iter().position(|b| *b == b'\n').map_or(bytes.len(), |length| start + length);
+        let key = keys.zip(slots.as_mut()).and_then(|(regex, slots)| {
+            regex.captures_read(slots, &bytes[start..end])?;
+            let (from, to) = slots.get(1)?;
+            Some(start + from..start + to)
+        });
+        lines.push(Line { value: start..end, key });
+        start = end + 1;
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(input: &'static [u8], keys: Option<&str>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let mut chunks = read_chunks(Box::new(input), keys.map(|keys| Regex::new(keys).unwrap()));
+        let mut records = Vec::new();
+        while let Some(chunk) = chunks.blocking_recv() {
+            let Chunk { bytes, lines } = chunk.unwrap();
+            for line in lines {
+                records.push((bytes[line.value].to_vec(), line.key.map(|key| bytes[key].to_vec())));
+            }
+        }
+        records
+    }
+
+    #[test]
+    fn a_record_a_line() {
+        let plain = |text: &[u8]| (text.to_vec(), None);
+        assert_eq!(all(b"", None), []);
+        assert_eq!(all(b"a\nb\n", None), [plain(b"a"), plain(b"b")]);
+        assert_eq!(all(b"a\n\n\r\n\xff", None), [plain(b"a"), plain(b""), plain(b"\r"), plain(b"\xff")]);
+    }
+
+    #[test]
+    fn group_one_is_the_key() {
+        let records = all(b"1.1.1.1 - x\n x\n2 y\n", Some("^([^ ]+)"));
+        let keys: Vec<_> = records.into_iter().map(|(_, key)| key).collect();
+        assert_eq!(keys, [Some(b"1.1.1.1".to_vec()), None, Some(b"2".to_vec())]);
+    }
+
+    #[test]
+    fn a_group_that_took_no_part_is_no_key() {
+        assert_eq!(all(b"b", Some("(a)|b")), [(b"b".to_vec(), None)]);
+        assert!(key_regex("abc").unwrap_err().is::<Usage>());
+        assert!(key_regex("(").unwrap_err().is::<Usage>());
+    }
+}

@@ -1,0 +1,191 @@
+//! `streamctl run`: runs a job until its end, or until Ctrl-C and one more commit.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::json;
+use tidemill::JobSpec;
+use tidemill::adapters::{self, JobRunError, RunOptions};
+use tidemill::args::ByteSize;
+use tidemill::engine::Mode;
+use tidemill::io::LogError;
+use tidemill::runtime::{Monitor, Progress, RunError, RunReport};
+
+use crate::cli;
+use crate::data::{self, Intent};
+use crate::exit::Usage;
+use crate::stop::Stop;
+
+/// How long the watcher waits for a change before it looks whether the run is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Runs the command.
+pub async fn run(dir: &Path, args: &cli::Run, stop: &Stop) -> Result<()> {
+    let job = job(&args.job)?;
+    let sets: Vec<String> = args.set.iter().map(|set| format!("{}={}", set.key, set.value)).collect();
+    // Wrong arguments are told before anything is opened.
+    job.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
+    let options = RunOptions {
+        name: args.name.clone(),
+        mode: if args.until_end { Mode::UntilEnd } else { Mode::Unbounded },
+        sets,
+        tasks: args.tasks.map(|tasks| tasks as usize),
+        commit_interval: args.commit_interval,
+        state_memory: ByteSize(args.state_memory.0),
+        ..RunOptions::default()
+    };
+    let access = data::open(dir, Intent::Use).await?;
+    let result = process(&job, &access, options, args, stop).await;
+    data::close(access, result).await
+}
+
+/// The job of this name, or the list of those there are.
+pub fn job(name: &str) -> Result<JobSpec> {
+    tidemill_jobs::find(name).ok_or_else(|| {
+        let known: Vec<_> = tidemill_jobs::all().iter().map(|job| job.name).collect();
+        Usage::error(format!("unknown job {name:?}; known are: {}", known.join(", ")))
+    })
+}
+
+async fn process(
+    job: &JobSpec,
+    access: &tidemill_broker::Access,
+    options: RunOptions,
+    args: &cli::Run,
+    stop: &Stop,
+) -> Result<()> {
+    let monitor = Monitor::new();
+    let watcher = {
+        let (monitor, lines, name) = (monitor.clone(), args.status_lines, args.name.clone());
+        let name = name.unwrap_or_else(|| job.name.to_owned());
+        std::thread::spawn(move || watch(&monitor, lines, &name))
+    };
+    let mut running = {
+        let (job, access, monitor) = (*job, access.clone(), monitor.clone());
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || adapters::run(&job, &access, &options, &runtime, &monitor))
+    };
+    let ended = tokio::select! {
+        biased;
+        ended = &mut running => ended,
+        () = stop.wait() => {
+            crate::note(format_args!("stops after one more commit; Ctrl-C again stops at once"));
+            monitor.stop();
+            running.await
+        }
+    };
+    monitor.stop_at_once();
+    let watched = watcher.join().unwrap_or_else(|_| Err(anyhow!("the thread that watches the run panicked")));
+    let report = ended.context("the thread of the run panicked")?.map_err(explain)?;
+    watched?;
+    report_end(job, args, &report)
+}
+
+/// Says what the run came to.
+fn report_end(job: &JobSpec, args: &cli::Run, report: &RunReport) -> Result<()> {
+    let name = args.name.as_deref().unwrap_or(job.name);
+    let (records, early) = (report.counters.rows_in, report.summary.closed_early.len());
+    if args.status_lines {
+        status_line(&json!({ "event": "done", "windows_closed_early": early, "records": records }))?;
+    }
+    let how = if report.stopped { "stopped" } else { "reached the end" };
+    if report.found_nothing() && !report.stopped {
+        crate::note(format_args!("{name} {how}: nothing new since its last commit"));
+    } else {
+        let took = report.took.as_secs_f64();
+        crate::note(format_args!("{name} {how}: {records} records in {took:.1} s, all committed"));
+    }
+    if args.until_end && !report.stopped {
+        crate::note(format_args!("{early} windows were closed before their time, because the input ended"));
+    }
+    Ok(())
+}
+
+/// Follows a run until it is over or stopped at once; says on stderr that it runs, and where it returned to a commit.
+fn watch(monitor: &Monitor, lines: bool, name: &str) -> Result<()> {
+    let mut shown: Option<Progress> = None;
+    let mut restarts = 0;
+    while monitor.asked() != tidemill::runtime::Stop::AtOnce {
+        let differs = |now: &Progress| match &shown {
+            None => now.running,
+            Some(shown) => {
+                now.commits != shown.commits
+                    || now.open_rows != shown.open_rows
+                    || now.restarts != shown.restarts
+            }
+        };
+        if !monitor.wait_until(LOOK_AGAIN, differs) {
+            continue;
+        }
+        let now = monitor.progress();
+        if now.restarts > restarts {
+            restarts = now.restarts;
+            crate::note(format_args!("{name} returned to its last commit and goes on"));
+        }
+        if lines {
+            let before = shown.as_ref();
+            if before.is_none() {
+                status_line(&json!({
+                    "event": "started",
+                    "recovery_ms": u64::try_from(now.recovery.as_millis()).unwrap_or(u64::MAX),
+                    "replayed": now.replayed,
+                    "committed_records": committed(&now),
+                }))?;
+            }
+            if before.is_none_or(|before| before.commits != now.commits) && now.commits > 0 {
+                status_line(&json!({
+                    "event": "committed", "commits": now.commits, "committed_records": committed(&now),
+                }))?;
+            }
+            if before.map_or(0, |before| before.open_rows) != now.open_rows {
+                status_line(&json!({ "event": "open", "output_rows": now.open_rows }))?;
+            }
+        } else if shown.is_none() {
+            let recovery = now.recovery.as_secs_f64();
+            let replayed = match now.replayed {
+                0 => String::new(),
+                n => format!(", {n} changelog records replayed"),
+            };
+            crate::note(format_args!(
+                "{name} runs (started in {recovery:.2} s{replayed}); Ctrl-C stops it after a commit"
+            ));
+        }
+        shown = Some(now);
+    }
+    Ok(())
+}
+
+/// Input offsets that are committed, over all partitions.
+fn committed(progress: &Progress) -> i64 {
+    progress.committed.values().sum()
+}
+
+fn status_line(line: &serde_json::Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("cannot write a status line")
+}
+
+/// What a user reads: the causes, and what to do about them.
+fn explain(error: JobRunError) -> anyhow::Error {
+    let said = error.chain().join(": ");
+    if error.is_usage() {
+        return Usage::error(said);
+    }
+    match missing_topic(&error) {
+        Some(topic) => anyhow!(
+            "{said}; `streamctl topic create {topic}` makes it, or name another one with --set input=TOPIC"
+        ),
+        None => anyhow!(said),
+    }
+}
+
+fn missing_topic(error: &JobRunError) -> Option<&str> {
+    let JobRunError::Run(error) = error else { return None };
+    match error {
+        RunError::Log(LogError::NoSuchTopic { topic })
+        | RunError::Start(tidemill::stream::StartError::Log(LogError::NoSuchTopic { topic })) => Some(topic),
+        _ => None,
+    }
+}

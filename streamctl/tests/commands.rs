@@ -1,0 +1,191 @@
+//! Commands and their mistakes, as a user meets them.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use common::{World, find};
+use rustix::process::Signal;
+
+#[test]
+fn topics_are_created_listed_and_described() {
+    let world = World::new();
+    let data = world.streamctl.data().display().to_string();
+    world.fails(&["topic", "list"], 1, &[&data, "topic create"]);
+    assert!(!world.streamctl.data().exists(), "a command that only looks makes nothing");
+    world.fails(&["topic", "create", "a/b"], 1, &["a/b"]);
+    world.ok(&["topic", "create", "lines", "--partitions", "2"]);
+    world.fails(&["topic", "create", "lines"], 1, &["lines", "already"]);
+    assert_eq!(world.ok(&["topic", "list"]).stdout, "topic  partitions\nlines           2\n");
+    world.fails(&["topic", "describe", "line"], 1, &["\"line\"", "lines", "topic create"]);
+    world.run_with(&["produce", "lines"], b"one\ntwo\n");
+    let described = world.ok(&["topic", "describe", "lines"]).stdout;
+    assert_eq!(described.lines().count(), 3, "{described}");
+    let ends: i64 = described
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().nth(2).unwrap().parse::<i64>().unwrap())
+        .sum();
+    assert_eq!(ends, 2, "{described}");
+}
+
+#[test]
+fn wrong_usage_is_2_and_names_what_there_is() {
+    let world = World::new();
+    world.ok(&["topic", "create", "access-log"]);
+    world.fails(&["run", "ip-cuont"], 2, &["ip-cuont", "ip-count"]);
+    world.fails(&["job", "describe", "ip-cuont"], 2, &["ip-cuont", "ip-count"]);
+    world.fails(
+        &["run", "ip-count", "--set", "windwo=5s"],
+        2,
+        &["windwo", "window", "out_of_order", "idle_after"],
+    );
+    world.fails(&["run", "ip-count", "--set", "window=soon"], 2, &["window", "soon"]);
+    world.fails(&["consume", "access-log", "--from", "7"], 2, &["--partition"]);
+    world.fails(&["consume", "access-log", "--from", "newest"], 2, &["earliest, latest"]);
+    world.fails(&["consume", "access-log", "--partition", "9"], 2, &["9", "4 partitions"]);
+    world.fails(&["produce", "access-log", "--key-regex", "abc"], 2, &["capture group"]);
+    world.fails(&["frobnicate"], 2, &["frobnicate"]);
+}
+
+#[test]
+fn what_is_missing_is_named_with_the_command_that_makes_it() {
+    let world = World::new();
+    let data = world.streamctl.data().display().to_string();
+    for args in
+        [&["consume", "t"][..], &["produce", "t"], &["run", "ip-count"], &["job", "describe", "ip-count"]]
+    {
+        world.fails(args, 1, &[&data, "topic create"]);
+        assert!(!world.streamctl.data().exists(), "{args:?} made the directory");
+    }
+    world.ok(&["topic", "create", "other"]);
+    world.fails(&["consume", "t"], 1, &["\"t\"", "streamctl topic create t"]);
+    world.fails(&["produce", "t"], 1, &["\"t\"", "streamctl topic create t", "--create"]);
+    world.fails(&["run", "ip-count", "--until-end"], 1, &["access-log", "streamctl topic create access-log"]);
+    world.fails(&["produce", "other", "--file", "/does/not/exist"], 1, &["/does/not/exist", "No such file"]);
+    world.fails(&["produce", "new", "--create", "--file", "/does/not/exist"], 1, &["/does/not/exist"]);
+    assert!(
+        !world.ok(&["topic", "list"]).stdout.contains("new"),
+        "nothing is made for input that is not there"
+    );
+}
+
+#[test]
+fn lines_go_in_and_come_out() {
+    let world = World::new();
+    let ended = world.run_with(
+        &["produce", "t", "--create", "--partitions", "1", "--key-regex", "^(\\w+)="],
+        b"a=1\nno key\n\nb=\xc3\xbc\nlast",
+    );
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    assert!(ended.stderr.contains("5 lines appended to t"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("3 of them do not match"), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "");
+    assert_eq!(world.ok(&["consume", "t", "--until-end"]).stdout, "a=1\nno key\n\nb=ü\nlast\n");
+    assert_eq!(world.ok(&["consume", "t", "--until-end", "--from", "-2"]).stdout, "b=ü\nlast\n");
+    assert_eq!(
+        world.ok(&["consume", "t", "--until-end", "--from", "3", "--partition", "0"]).stdout,
+        "b=ü\nlast\n"
+    );
+    assert_eq!(world.ok(&["consume", "t", "--until-end", "--from", "latest"]).stdout, "");
+    assert_eq!(world.ok(&["consume", "t", "--max", "1"]).stdout, "a=1\n");
+    assert_eq!(
+        world.ok(&["consume", "t", "--until-end", "--from", "-99", "--max", "2"]).stdout,
+        "a=1\nno key\n"
+    );
+    let json = world.ok(&["consume", "t", "--max", "2", "--format", "json"]).stdout;
+    let records: Vec<serde_json::Value> =
+        json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&records[0]["key"], &records[0]["value"]), (&"a".into(), &"a=1".into()));
+    assert_eq!((&records[1]["key"], &records[1]["offset"]), (&serde_json::Value::Null, &1.into()));
+    world.fails(&["consume", "t", "--from", "77", "--partition", "0", "--until-end"], 1, &["77"]);
+}
+
+#[test]
+fn skip_lines_continues() {
+    let world = World::new();
+    world.run_with(&["produce", "t", "--create", "--partitions", "1"], b"1\n2\n");
+    let ended = world.run_with(&["produce", "t", "--skip-lines", "2"], b"1\n2\n3\n4\n");
+    assert!(ended.stderr.contains("2 lines appended"), "{}", ended.stderr);
+    assert_eq!(world.ok(&["consume", "t", "--until-end"]).stdout, "1\n2\n3\n4\n");
+}
+
+#[test]
+fn a_stopped_produce_says_what_is_durable() {
+    let world = World::new();
+    world.ok(&["topic", "create", "t", "--partitions", "1"]);
+    let mut reader = world.start(&["consume", "t"]);
+    let mut produce = world.start(&["produce", "t"]);
+    produce.feed(b"1\n2\n3\n");
+    // Seen by a reader: durable.
+    for line in ["1", "2", "3"] {
+        assert_eq!(reader.next_line(), line);
+    }
+    produce.signal(Signal::TERM);
+    produce.says("3 leading lines are durable, 0 more are in doubt; continue with --skip-lines 3");
+    let (status, ..) = produce.ends();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_reader_of_our_output_may_go_away() {
+    let world = World::new();
+    let lines: String = (0..100_000).map(|i| format!("line {i}\n")).collect();
+    world.run_with(&["produce", "t", "--create", "--partitions", "1"], lines.as_bytes());
+    let mut child = world
+        .streamctl
+        .command(["consume", "t"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert_eq!(first, "line 0\n");
+    // The reader is dropped: the pipe is closed.
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("rror"), "{output:?}");
+}
+
+#[test]
+fn jobs_are_listed_and_described() {
+    let world = World::new();
+    assert!(world.ok(&["job", "list"]).stdout.contains("ip-count"));
+    world.append(&world.generate(1000, 1, &[]), 2);
+    let before = world.ok(&["job", "describe", "ip-count"]).stdout;
+    for part in ["window", "5s", "out_of_order", "10s", "idle_after", "30s", "access-log", "ip-counts-late"] {
+        assert!(before.contains(part), "{part}: {before}");
+    }
+    world.ok(&["run", "ip-count", "--until-end"]);
+    let after = world.ok(&["job", "describe", "ip-count"]).stdout;
+    let lags: Vec<&str> = after.lines().filter(|line| line.trim_start().starts_with("access-log")).collect();
+    assert_eq!(lags.len(), 2, "a line a partition: {after}");
+    assert!(lags.iter().all(|line| line.trim_end().ends_with(" 0")), "no lag: {after}");
+}
+
+/// A damaged segment fails its partition and names the file; the others stay readable.
+#[test]
+fn a_damaged_segment_is_named_and_the_other_partition_is_read() {
+    let world = World::new();
+    let lines: String = (0..20_000).map(|i| format!("line {i}\n")).collect();
+    world.run_with(&["produce", "t", "--create", "--partitions", "2"], lines.as_bytes());
+    let segments: Vec<_> = find(&world.streamctl.data().join("topics"), ".log")
+        .into_iter()
+        .filter(|path| std::fs::metadata(path).unwrap().len() > 10_000)
+        .collect();
+    assert!(!segments.is_empty(), "no segment to damage");
+    let mut bytes = std::fs::read(&segments[0]).unwrap();
+    // In the first batch, beyond its header.
+    bytes[200] ^= 0x40;
+    std::fs::write(&segments[0], bytes).unwrap();
+    let results: Vec<_> = ["0", "1"]
+        .map(|p| world.run(&["consume", "t", "--until-end", "--partition", p]))
+        .into_iter()
+        .collect();
+    let failed: Vec<_> = results.iter().filter(|ended| ended.code != Some(0)).collect();
+    assert_eq!(failed.len(), 1, "{results:#?}");
+    assert_eq!(failed[0].code, Some(1));
+    assert!(failed[0].stderr.contains(".log"), "names the file: {}", failed[0].stderr);
+}
