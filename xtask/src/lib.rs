@@ -3,5 +3,8 @@
 
 pub mod counted;
 pub mod demo;
+pub mod full_disk;
+pub mod kills;
+pub mod prove;
 pub mod recount;
 pub mod streamctl;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use xtask::demo::Demo;
+use xtask::full_disk;
+use xtask::prove::Prove;
 use xtask::recount::{Recount, Settings};
 
 #[derive(Debug, Parser)]
@@ -18,6 +20,16 @@ struct Cli {
 enum Command {
     /// Run the main job, kill it twice, and hold its output against a recount.
     Demo(Demo),
+    /// Run the long banks.
+    Prove(Prove),
+    /// Fill a small file system; `prove` mounts one and calls this.
+    #[command(hide = true)]
+    FullDisk {
+        #[arg(long)]
+        streamctl: PathBuf,
+        #[arg(long)]
+        dir: PathBuf,
+    },
     /// Count an access log as job ip-count must, one line after the other.
     Recount {
         /// The log.
@@ -38,6 +50,8 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
+        Command::Prove(prove) => prove.run(),
+        Command::FullDisk { streamctl, dir } => full_disk::run(&streamctl, &dir),
         Command::Recount { file, partitions, window, out_of_order } => {
             let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
             let settings = Settings { partitions, window_ms: window * 1000, bound_ms: out_of_order * 1000 };

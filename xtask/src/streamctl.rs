@@ -28,8 +28,6 @@ pub enum Status {
         replayed: u64,
         /// Input records the committed offsets are past, over all partitions.
         committed_records: u64,
-        /// Input records up to the captured ends, over all partitions; the log's end where the run goes on.
-        end_records: u64,
     },
     /// A transaction was committed.
     Committed {
