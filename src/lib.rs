@@ -1,1 +1,53 @@
 //! Stream processing over a message log: exactly-once jobs as Rust pipelines.
+//!
+//! A job is a struct of arguments and a pipeline; see [`prelude`] for what one needs.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tidemill::prelude::*;
+//!
+//! /// Words per five seconds.
+//! #[derive(JobArgs)]
+//! struct Words {
+//!     /// Topic to read: lines of text.
+//!     #[arg(default = "lines")]
+//!     input: String,
+//!     /// Topic to write.
+//!     #[arg(default = "words")]
+//!     output: String,
+//! }
+//!
+//! impl Job for Words {
+//!     const NAME: &'static str = "words";
+//!     fn build(&self, flow: &Flow) -> Result<()> {
+//!         flow.source(topic(&self.input), Text)
+//!             .event_time(|_| 0, EventTime::out_of_order(Duration::from_secs(1)))
+//!             .flat_map(|line| line.split(' ').map(str::to_owned).collect::<Vec<_>>())
+//!             .key_by(|word| word.clone())
+//!             .window(Tumbling::of(Duration::from_secs(5)))
+//!             .count("per-word")
+//!             .drop_late()
+//!             .map(|w| format!("{} {}", w.key, w.value))
+//!             .to(topic(&self.output), Text);
+//!         Ok(())
+//!     }
+//! }
+//!
+//! let job = JobSpec::of::<Words>("words per five seconds");
+//! assert!(job.build(&["input=text".to_owned()]).is_ok());
+//! ```
+
+pub use tidemill_adapters as adapters;
+pub use tidemill_adapters::{JobError, JobPlan, JobSpec};
+pub use tidemill_stream as stream;
+pub use tidemill_stream::{args, engine, io, names, record, runtime, state};
+
+/// What a job needs.
+pub mod prelude {
+    pub use tidemill_adapters::JobSpec;
+    pub use tidemill_stream::args::{ByteSize, JobArgs};
+    pub use tidemill_stream::{
+        Decoder, Encoder, EventTime, Flow, Job, Json, Key, Malformed, Plan, RecordRef, Result, Text,
+        Timestamp, Tumbling, Window, decode_with, topic,
+    };
+}

@@ -45,6 +45,7 @@ mod key;
 pub mod names;
 mod plan;
 pub mod record;
+pub mod runtime;
 pub mod state;
 mod time;
 

@@ -15,6 +15,7 @@
 
 mod access;
 mod api;
+mod consumer;
 mod convert;
 mod directory;
 mod error;
@@ -23,11 +24,16 @@ mod owner;
 mod producer;
 mod silence;
 mod status;
+mod tcp;
+mod visible;
 
 pub use access::{Access, AccessError, AccessEvent, AccessOptions, Data, Listener, Place};
 pub use api::*;
+pub use consumer::{Consumed, Consumer, ConsumerOptions, Event};
 pub use directory::{DirError, Intent};
 pub use error::{BrokerError, PartitionError, Reaction};
 pub use local::LocalBroker;
 pub use owner::OwnerError;
 pub use producer::*;
+pub use tcp::serve_tcp;
+pub use visible::{OPEN_BYTES_MAX, VisibleBatch, for_each_record, visible};

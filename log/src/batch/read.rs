@@ -77,6 +77,11 @@ impl OpenBatch {
         &self.header
     }
 
+    /// The buffer of which all keys and values are slices: the uncompressed records.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
     /// The records, borrowed. After an error the iterator ends.
     pub fn iter(&self) -> RecordIter<'_> {
         RecordIter { walk: Walk::new(&self.header), header: &self.header, rest: &self.payload }

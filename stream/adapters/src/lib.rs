@@ -1,1 +1,26 @@
 //! Joins the engine to the log and to RocksDB.
+//!
+//! ```text
+//!   tidemill-stream  io::Log ◀── BrokerLog ──▶ Broker   tidemill-broker (this process, or its owner's socket)
+//!              StateBackend ◀── RocksState ──▶ RocksDB  state/<identity>/
+//! ```
+//!
+//! `run` puts them together for one job on one data directory. Without the feature `rocksdb` there is neither `run`
+//! nor any C++; the test driver of tidemill-stream needs neither.
+
+mod decode;
+mod input;
+mod job;
+mod log;
+#[cfg(feature = "rocksdb")]
+mod rocks;
+#[cfg(feature = "rocksdb")]
+mod run;
+mod transaction;
+
+pub use job::{JobError, JobPlan, JobSpec};
+pub use log::BrokerLog;
+#[cfg(feature = "rocksdb")]
+pub use rocks::RocksState;
+#[cfg(feature = "rocksdb")]
+pub use run::{JobRunError, RunOptions, identity, run, state_dir};

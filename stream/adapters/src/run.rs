@@ -1,0 +1,164 @@
+//! Runs a job on a data directory: what `streamctl run` and `tidemill::main` call.
+//!
+//! Layout: the job's state is in `state/<identity>/` of the data directory, whichever process owns the log there.
+//! Half of the state memory goes to the overlays of the tasks, half to RocksDB.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_broker::Access;
+use tidemill_stream::args::ByteSize;
+use tidemill_stream::engine::{CommitPolicy, Mode};
+use tidemill_stream::names::{BadName, Identity};
+use tidemill_stream::runtime::{self, Monitor, RunConfig, RunError, RunReport};
+use tidemill_stream::state::{StateBackend, StateError};
+
+use crate::job::{JobError, JobPlan, JobSpec};
+use crate::{BrokerLog, RocksState};
+
+/// Least memory that is of any use: below it RocksDB flushes for every few rows.
+const STATE_MEMORY_MIN: u64 = 512 << 10;
+
+/// How a job is run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Its identity; the job's name if none is given.
+    pub name: Option<String>,
+    /// How it ends.
+    pub mode: Mode,
+    /// `key=value` arguments.
+    pub sets: Vec<String>,
+    /// Threads; the cores if none is given.
+    pub tasks: Option<usize>,
+    /// Time between commits.
+    pub commit_interval: Duration,
+    /// Memory for state, RocksDB included.
+    pub state_memory: ByteSize,
+    /// When the store is written and flushed; for tests. The commit interval above counts.
+    pub policy: CommitPolicy,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            name: None,
+            mode: Mode::Unbounded,
+            sets: Vec::new(),
+            tasks: None,
+            commit_interval: Duration::from_millis(200),
+            state_memory: ByteSize(256 << 20),
+            policy: CommitPolicy::default(),
+        }
+    }
+}
+
+/// Why a job did not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum JobRunError {
+    /// Its arguments.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// Its name.
+    #[error(transparent)]
+    Name(#[from] BadName),
+    /// Too little memory.
+    #[error("a state memory of {given} is too small: give at least {}", ByteSize(STATE_MEMORY_MIN))]
+    Memory {
+        /// What was asked for.
+        given: ByteSize,
+    },
+    /// Its state directory.
+    #[error("the state in {} cannot be opened; another process may be running the job", path.display())]
+    State {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: StateError,
+    },
+    /// The run itself.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+impl JobRunError {
+    /// Whether the command line is to be corrected (exit code 2), rather than something outside (1).
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Job(_) | Self::Name(_) | Self::Memory { .. } => true,
+            Self::State { .. } | Self::Run(_) => false,
+        }
+    }
+
+    /// The error and its causes, outermost first, each once.
+    pub fn chain(&self) -> Vec<String> {
+        if let Self::Run(error) = self {
+            return error.chain();
+        }
+        let mut all = vec![self.to_string()];
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if all.last() != Some(&text) {
+                all.push(text);
+            }
+            cause = error.source();
+        }
+        all
+    }
+}
+
+/// The identity of a run: `--name`, else the job's name.
+///
+/// # Errors
+///
+/// If it breaks the rules of topic names.
+pub fn identity(job: &JobSpec, name: Option<&str>) -> Result<Identity, BadName> {
+    Identity::new(name.unwrap_or(job.name))
+}
+
+/// Where a job keeps its state.
+pub fn state_dir(data: &Path, identity: &Identity) -> PathBuf {
+    data.join("state").join(identity.as_str())
+}
+
+/// Runs a job until its end or until `monitor` stops it. Blocks, so call it from a thread of its own (or
+/// `spawn_blocking`), never from a future; requests run on `runtime`, which is to outlive the call.
+///
+/// # Errors
+///
+/// If the arguments are wrong, the state cannot be opened, or the run cannot start or go on. What was committed stays.
+pub fn run(
+    job: &JobSpec,
+    access: &Access,
+    options: &RunOptions,
+    runtime: &tokio::runtime::Handle,
+    monitor: &Monitor,
+) -> Result<RunReport, JobRunError> {
+    let JobPlan { plan, .. } = job.build(&options.sets)?;
+    let identity = identity(job, options.name.as_deref())?;
+    if options.state_memory.0 < STATE_MEMORY_MIN {
+        return Err(JobRunError::Memory { given: options.state_memory });
+    }
+    let memory = usize::try_from(options.state_memory.0).unwrap_or(usize::MAX);
+    let path = state_dir(access.path(), &identity);
+    let backend: Arc<dyn StateBackend> = match plan.step() {
+        Some(_) => {
+            let opened = RocksState::open(&path, memory / 2);
+            Arc::new(opened.map_err(|source| JobRunError::State { path: path.clone(), source })?)
+        }
+        // Nothing is ever written to it.
+        None => Arc::new(tidemill_stream::state::MemoryState::default()),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let interval = i64::try_from(options.commit_interval.as_millis()).unwrap_or(i64::MAX).max(1);
+    let config = RunConfig {
+        identity,
+        mode: options.mode,
+        tasks: options.tasks.unwrap_or(cores).max(1),
+        overlay_bytes_max: memory / 2,
+        policy: CommitPolicy { interval, ..options.policy },
+    };
+    let log = BrokerLog::new(access.clone(), runtime.clone());
+    Ok(runtime::run(&plan, &config, &log, &backend, monitor)?)
+}

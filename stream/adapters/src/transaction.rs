@@ -1,0 +1,365 @@
+//! A job's transactions: records and offsets on their way into the log, and the ends.
+//!
+//! ```text
+//!   send ─▶ a batch per partition being filled ─▶ full: ready ─▶ one produce request at a time, of all that is ready
+//!   end  ─▶ what is left, in few requests ─▶ every ack ─▶ end of transaction, asked until known ─▶ next epoch
+//! ```
+//!
+//! The 64 partitions of a changelog get a few hundred bytes each per commit: they leave together in one request.
+//!
+//! Invariants
+//! * Every transaction has its own (producer id, epoch), so sequences begin at 0 in each, and a request that was
+//!   delayed can never act on a later one.
+//! * One produce request is in flight, so batches of a partition are appended in order without being resent. Its
+//!   failure is the transaction's: the engine starts again from its last commit.
+//! * At most [`READY_BYTES_MAX`] wait behind the request in flight; then `send` waits for its ack.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidemill_broker as broker;
+use tidemill_broker::{Broker, BrokerError, ProduceOutcome};
+use tidemill_log::batch::{BatchBuilder, BatchOptions, Compression, ProducerStamp};
+use tidemill_rpc::Attachment;
+use tidemill_stream::io::{End, Ended, LogError, OffsetCommit, Position, TopicId, Transactions};
+use tidemill_stream::record::RecordParts;
+use tokio::task::JoinHandle;
+
+use crate::log::{Requests, from_broker, log_error, partition_error, place, refused, to_broker};
+
+/// How long the log keeps a transaction open that nobody ends.
+const TIMEOUT_MS: u32 = 60_000;
+
+/// Bytes of a batch before it is sealed.
+const BATCH_BYTES: usize = 128 << 10;
+
+/// Largest record that is sent at all.
+const RECORD_BYTES_MAX: usize = 16 << 20;
+
+/// Ready bytes that are worth a request.
+const REQUEST_BYTES: usize = 512 << 10;
+
+/// Most bytes of one request: well below what a frame may have.
+const REQUEST_BYTES_MAX: usize = 4 << 20;
+
+/// Ready bytes at which `send` waits.
+const READY_BYTES_MAX: usize = 8 << 20;
+
+/// How long one answer to an end is waited for before it is asked again.
+const END_WAIT: Duration = Duration::from_secs(10);
+
+/// A partition's part of the open transaction.
+struct Lane {
+    topic: TopicId,
+    builder: BatchBuilder,
+    sequence: i32,
+    /// Position behind its last acked batch of this transaction.
+    next: Option<Position>,
+}
+
+struct Ready {
+    to: (TopicId, u32),
+    batch: Bytes,
+}
+
+type Sent = Result<Vec<((TopicId, u32), Position)>, LogError>;
+
+/// The transactional producer of one process.
+pub(crate) struct LogTransactions<B> {
+    broker: B,
+    requests: Requests,
+    identity: String,
+    producer: broker::ProducerIdentity,
+    lanes: HashMap<(u128, u32), Lane>,
+    ready: Vec<Ready>,
+    ready_bytes: usize,
+    in_flight: Option<JoinHandle<Sent>>,
+    /// Whether anything of the current epoch was sent.
+    open: bool,
+    /// The first failure of this transaction; it never ends by a commit.
+    failed: bool,
+}
+
+impl<B: Broker + Clone> LogTransactions<B> {
+    /// Takes the identity: older processes that use it are fenced.
+    pub(crate) fn fence(broker: B, requests: Requests, identity: &str) -> Result<Self, LogError> {
+        let request = broker::InitProducer {
+            transactional_id: Some(identity.to_owned()),
+            timeout_ms: TIMEOUT_MS,
+            carried: None,
+        };
+        let producer = requests.call(broker.init_producer(request))?;
+        tracing::debug!(identity, producer = producer.id, epoch = producer.epoch, "fenced");
+        Ok(Self {
+            broker,
+            requests,
+            identity: identity.to_owned(),
+            producer,
+            lanes: HashMap::new(),
+            ready: Vec::new(),
+            ready_bytes: 0,
+            in_flight: None,
+            open: false,
+            failed: false,
+        })
+    }
+
+    fn fenced(&self, error: LogError) -> LogError {
+        let fenced = matches!(&error, LogError::Refused { source }
+            if matches!(source.downcast_ref(), Some(BrokerError::Fenced { .. } | BrokerError::UnknownProducer { .. })));
+        if fenced { LogError::Fenced { identity: self.identity.clone() } } else { error }
+    }
+
+    fn who(&self) -> broker::TransactionalIdentity {
+        broker::TransactionalIdentity { transactional_id: self.identity.clone(), producer: self.producer }
+    }
+
+    fn push(&mut self, topic: &TopicId, partition: u32, record: RecordParts<'_>) -> Result<(), LogError> {
+        let producer = self.producer;
+        let lane = self.lanes.entry((topic.uuid.0, partition)).or_insert_with(|| Lane {
+            topic: topic.clone(),
+            builder: BatchBuilder::new(BatchOptions {
+                compression: Compression::None,
+                transactional: true,
+                bytes_max: BATCH_BYTES,
+            }),
+            sequence: 0,
+            next: None,
+        });
+        let names: Vec<_> = record.headers.iter().map(|h| String::from_utf8_lossy(&h.name)).collect();
+        let headers: Vec<_> =
+            names.iter().zip(record.headers).map(|(n, h)| (n.as_ref(), h.value.as_deref())).collect();
+        let parts = tidemill_log::batch::RecordParts {
+            timestamp: record.timestamp,
+            key: record.key,
+            value: record.value,
+            headers: &headers,
+        };
+        if lane.builder.push(parts) {
+            return Ok(());
+        }
+        let to = (lane.topic.clone(), partition);
+        let sealed = lane.seal(producer);
+        self.ready_bytes += sealed.as_ref().map_or(0, Bytes::len);
+        self.ready.extend(sealed.map(|batch| Ready { to: to.clone(), batch }));
+        if !lane.builder.push(parts) {
+            // Larger than a batch: it gets one of its own.
+            let options = BatchOptions { bytes_max: RECORD_BYTES_MAX, ..lane.builder.options() };
+            let mut own = BatchBuilder::new(options);
+            if !own.push(parts) {
+                let bytes = record.value.map_or(0, <[u8]>::len);
+                return Err(refused(format!(
+                    "a record of {bytes} bytes for {}-{partition} is larger than {RECORD_BYTES_MAX}",
+                    topic.name
+                )));
+            }
+            let batch = own.build(lane.stamp(producer, 1));
+            self.ready_bytes += batch.len();
+            self.ready.push(Ready { to, batch });
+        }
+        Ok(())
+    }
+
+    /// Sends what is ready once the request before it is acked.
+    fn request(&mut self) -> Result<(), LogError> {
+        self.acked()?;
+        let mut batches = Vec::new();
+        let (mut bytes, mut count) = (0, 0);
+        for ready in &self.ready {
+            if count > 0 && bytes + ready.batch.len() > REQUEST_BYTES_MAX {
+                break;
+            }
+            bytes += ready.batch.len();
+            count += 1;
+            batches.push(broker::ProducePartition {
+                partition: place(&ready.to.0, ready.to.1),
+                bytes: u32::try_from(ready.batch.len()).expect("a batch is far below 4 GiB"),
+            });
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        self.ready_bytes -= bytes;
+        let (places, attachment): (Vec<_>, Attachment) =
+            self.ready.drain(..count).map(|r| (r.to, r.batch)).unzip_into();
+        let request = broker::Produce { producer: self.producer, batches };
+        let broker = self.broker.clone();
+        self.open = true;
+        self.in_flight = Some(self.requests.0.spawn(async move {
+            let produced = broker.produce(request, attachment).await.map_err(log_error)?;
+            if produced.outcomes.len() != places.len() {
+                return Err(refused("a produce was answered for other batches than were sent"));
+            }
+            let mut acks = Vec::with_capacity(places.len());
+            for (to, outcome) in places.into_iter().zip(produced.outcomes) {
+                match outcome {
+                    ProduceOutcome::Appended { next, .. } => acks.push((to, from_broker(next))),
+                    ProduceOutcome::Refused(error) => {
+                        return Err(partition_error(&to.0.name, to.1, 0, error));
+                    }
+                }
+            }
+            Ok(acks)
+        }));
+        Ok(())
+    }
+
+    /// Waits for the request in flight.
+    fn acked(&mut self) -> Result<(), LogError> {
+        let Some(sent) = self.in_flight.take() else { return Ok(()) };
+        let sent = self.requests.0.block_on(async { tokio::time::timeout(crate::log::ANSWER, sent).await });
+        let acks = match sent {
+            Ok(Ok(sent)) => sent,
+            Ok(Err(panicked)) => Err(refused(panicked)),
+            Err(_) => Err(LogError::Unreachable { source: "no ack of a produce in time".into() }),
+        };
+        let acks = acks.map_err(|e| {
+            self.failed = true;
+            self.fenced(e)
+        })?;
+        for ((topic, partition), next) in acks {
+            if let Some(lane) = self.lanes.get_mut(&(topic.uuid.0, partition)) {
+                lane.next = Some(next);
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals every batch and waits until all of it is acked.
+    fn drain(&mut self) -> Result<(), LogError> {
+        let producer = self.producer;
+        for ((_, partition), lane) in &mut self.lanes {
+            if let Some(batch) = lane.seal(producer) {
+                self.ready_bytes += batch.len();
+                self.ready.push(Ready { to: (lane.topic.clone(), *partition), batch });
+            }
+        }
+        while !self.ready.is_empty() {
+            self.request()?;
+        }
+        self.acked()
+    }
+
+    /// The next transaction begins with nothing sent.
+    fn begin(&mut self, producer: broker::ProducerIdentity) {
+        self.producer = producer;
+        self.lanes.retain(|_, lane| {
+            // Lanes that this transaction did not use give their buffers back.
+            let used = lane.sequence > 0;
+            (lane.sequence, lane.next) = (0, None);
+            used
+        });
+        self.open = false;
+    }
+}
+
+impl Lane {
+    fn stamp(&mut self, producer: broker::ProducerIdentity, records: i32) -> ProducerStamp {
+        let sequence = self.sequence;
+        self.sequence = tidemill_log::batch::advance_sequence(sequence, records);
+        ProducerStamp { id: producer.id, epoch: producer.epoch, sequence }
+    }
+
+    fn seal(&mut self, producer: broker::ProducerIdentity) -> Option<Bytes> {
+        if self.builder.is_empty() {
+            return None;
+        }
+        let records = i32::try_from(self.builder.count()).expect("a batch counts its records in an i32");
+        let stamp = self.stamp(producer, records);
+        Some(self.builder.build(stamp))
+    }
+}
+
+/// Places and batches of a request.
+trait UnzipInto {
+    fn unzip_into(self) -> (Vec<(TopicId, u32)>, Attachment);
+}
+
+impl<I: Iterator<Item = ((TopicId, u32), Bytes)>> UnzipInto for I {
+    fn unzip_into(self) -> (Vec<(TopicId, u32)>, Attachment) {
+        let (places, batches): (Vec<_>, Vec<_>) = self.unzip();
+        (places, batches.into_iter().collect())
+    }
+}
+
+impl<B: Broker + Clone> Transactions for LogTransactions<B> {
+    fn send(
+        &mut self,
+        topic: &TopicId,
+        partition: u32,
+        records: &mut dyn Iterator<Item = RecordParts<'_>>,
+    ) -> Result<(), LogError> {
+        for record in records {
+            self.push(topic, partition, record)?;
+        }
+        let free = self.in_flight.as_ref().is_none_or(JoinHandle::is_finished);
+        if (free && self.ready_bytes >= REQUEST_BYTES) || self.ready_bytes >= READY_BYTES_MAX {
+            self.request()?;
+        }
+        Ok(())
+    }
+
+    fn offsets(&mut self, group: &str, offsets: &[OffsetCommit]) -> Result<(), LogError> {
+        let offsets = offsets.iter().map(|o| broker::GroupOffset {
+            partition: place(&o.topic, o.partition),
+            position: to_broker(o.position),
+            metadata: Bytes::copy_from_slice(&o.metadata),
+        });
+        let request = broker::CommitOffsets {
+            group: group.to_owned(),
+            transaction: Some(self.who()),
+            offsets: offsets.collect(),
+        };
+        self.open = true;
+        self.requests.call(self.broker.commit_offsets(request)).map_err(|e| {
+            self.failed = true;
+            self.fenced(e)
+        })
+    }
+
+    fn end(&mut self, how: End) -> Result<Ended, LogError> {
+        match how {
+            End::Commit if self.failed => {
+                return Err(refused("a transaction that failed to send cannot commit"));
+            }
+            End::Commit => self.drain()?,
+            End::Abort => {
+                // What is in flight may still arrive; its epoch ends with this transaction.
+                if let Some(sent) = self.in_flight.take() {
+                    sent.abort();
+                }
+                self.ready.clear();
+                self.ready_bytes = 0;
+                self.lanes.clear();
+            }
+        }
+        if !self.open {
+            return Ok(if how == End::Commit { Ended::Committed(Vec::new()) } else { Ended::Aborted });
+        }
+        let end = if how == End::Commit { broker::End::Commit } else { broker::End::Abort };
+        let request = broker::EndTransaction { who: self.who(), end };
+        let ended = match self.requests.call_for(END_WAIT, self.broker.end_transaction(request)) {
+            Ok(ended) => ended,
+            // Whether it was executed is not known: the same end is asked again, and told as it was decided.
+            Err(LogError::Unreachable { source }) => {
+                tracing::debug!(error = %source, "the end of a transaction has no answer yet");
+                return Ok(Ended::Unknown);
+            }
+            Err(error) => return Err(self.fenced(error)),
+        };
+        let positions = self.lanes.iter().filter_map(|((_, partition), lane)| {
+            let mut next = lane.next?;
+            // Behind the batches comes the marker.
+            next.offset += 1;
+            Some((lane.topic.clone(), *partition, next))
+        });
+        let positions = positions.collect();
+        self.begin(ended.next);
+        self.failed = false;
+        Ok(match ended.outcome {
+            broker::Outcome::Committed => Ended::Committed(positions),
+            broker::Outcome::Aborted => Ended::Aborted,
+        })
+    }
+}
