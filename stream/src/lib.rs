@@ -47,6 +47,7 @@ mod plan;
 pub mod record;
 pub mod runtime;
 pub mod state;
+pub mod testing;
 mod time;
 
 pub use codec::{BadState, Decoder, Encoder, Json, Malformed, Text, decode_with};

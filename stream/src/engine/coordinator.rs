@@ -262,9 +262,9 @@ pub struct Outlook {
     pub unwritten_bytes: usize,
     /// Offsets committed so far, by partition.
     pub committed: BTreeMap<u32, i64>,
-    /// Joins that the last commit recorded.
+    /// Joins that the epoch records which is ending, or ended last.
     pub joins: Vec<Join>,
-    /// The event-time watermark on which the last committed epoch ended.
+    /// The event-time watermark on which it ended.
     pub reached: i64,
     /// What the run came to so far.
     pub summary: Summary,
@@ -532,6 +532,8 @@ impl Coordinator {
             });
         }
         let ending = self.put_together(epoch, sources, keyed);
+        self.joins.clone_from(&ending.joins);
+        self.reached = ending.reached.unwrap_or(MIN);
         self.epoch += 1;
         let offsets_moved =
             ending.offsets.iter().any(|o| self.offsets.get(&o.partition) != Some(&o.position));
@@ -658,8 +660,6 @@ impl Coordinator {
             self.floor = self.floor.max(mark);
         }
         self.marks = ending.marks.unwrap_or(self.marks);
-        self.joins.clone_from(&ending.joins);
-        self.reached = ending.reached.unwrap_or(MIN);
         self.start.job_record = None;
         self.summary.epochs += 1;
         self.summary.committed_rows += ending.rows;

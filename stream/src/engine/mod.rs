@@ -49,7 +49,7 @@ pub use coordinator::{
 };
 pub use keyed::KeyedTask;
 pub use place::Place;
-pub use source::SourceTask;
+pub use source::{Last, SourceTask};
 
 /// How many tasks a run has, and how much they hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
