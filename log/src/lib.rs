@@ -18,7 +18,6 @@ mod plan;
 mod recovery;
 mod segment;
 mod segment_writer;
-pub mod sidecar;
 mod slot;
 mod state;
 mod ticket;

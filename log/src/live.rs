@@ -298,24 +298,42 @@ impl Drop for Inner {
 /// Makes a topic's directories, then asks for its entry.
 pub(crate) fn create_topic(shared: &Shared, topic: NewTopic, uuid: Uuid) -> Ticket<TopicInfo> {
     let new = shared.damage.is_none() && shared.released.read().topic_named(&topic.name).is_none();
-    if new && let Err(e) = make_directories(shared, uuid, topic.partitions) {
-        if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            let error = WriteError::DiskFull { file: names::topic_dir(uuid), needed: 0 };
-            return Ticket::ready(Err(error));
+    if new {
+        let made = make_directories(&*shared.fs, uuid, topic.partitions);
+        match made.and_then(|()| sync_directories(&*shared.fs, uuid)) {
+            Ok(()) => {}
+            Err(Unmade::Full) => {
+                let error = WriteError::DiskFull { file: names::topic_dir(uuid), needed: 0 };
+                return Ticket::ready(Err(error));
+            }
+            Err(Unmade::Failed(e)) => shared.poison("making a topic's directories", &e),
         }
-        shared.poison("making a topic's directories", &e);
     }
     shared.submit(CreateTopic { topic, uuid })
 }
 
-fn make_directories(shared: &Shared, topic: Uuid, partitions: u32) -> io::Result<()> {
-    let dir = names::topic_dir(topic);
-    shared.fs.create_dir(&dir)?;
-    shared.fs.sync_dir(names::TOPICS)?;
-    for partition in 0..partitions {
-        shared.fs.create_dir(&names::partition_dir(TopicPartition { topic, partition }))?;
-    }
-    shared.fs.sync_dir(&dir)
+/// Why a topic has no directories.
+enum Unmade {
+    /// There is no space for them; what was made is removed at the next open.
+    Full,
+    Failed(io::Error),
+}
+
+fn make_directories(fs: &dyn Fs, topic: Uuid, partitions: u32) -> Result<(), Unmade> {
+    let make = |path: &str| {
+        fs.create_dir(path).map_err(|e| match e.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Unmade::Full,
+            _ => Unmade::Failed(e),
+        })
+    };
+    make(&names::topic_dir(topic))?;
+    (0..partitions).try_for_each(|partition| make(&names::partition_dir(TopicPartition { topic, partition })))
+}
+
+/// A sync that failed is never repeated, not even for want of space: the log stops.
+fn sync_directories(fs: &dyn Fs, topic: Uuid) -> Result<(), Unmade> {
+    fs.sync_dir(names::TOPICS).map_err(Unmade::Failed)?;
+    fs.sync_dir(&names::topic_dir(topic)).map_err(Unmade::Failed)
 }
 
 pub(crate) fn read(

@@ -45,7 +45,7 @@ pub(crate) struct Segments {
     pub(crate) files: Files,
     open: RwLock<HashMap<TopicPartition, Arc<Mutex<OpenSegment>>>>,
     aborted: Mutex<HashMap<SegmentId, Arc<Vec<AbortedRange>>>>,
-    cursors: Mutex<HashMap<(SegmentId, i64), (u64, u32)>>,
+    cursors: Mutex<HashMap<(SegmentId, i64), IndexEntry>>,
 }
 
 /// The last segment of a partition, as far as it was written.

@@ -163,13 +163,13 @@ impl Segments {
             _ => IndexEntry { offset: id.base, at: 0, ordinal: 0 },
         };
         open.heads = stored.iter().map_while(|h| *h).collect();
-        let mut walk = (from.at, from.ordinal);
-        while walk.0 < s.bytes {
-            let chunk = self.read_at(id, Kind::Log, walk.0, CHUNK.min(s.bytes - walk.0))?;
-            let (walked, next) = self.walk(id, &chunk, walk, s.bytes)?;
+        let mut walk = from;
+        while walk.at < s.bytes {
+            let chunk = self.read_at(id, Kind::Log, walk.at, CHUNK.min(s.bytes - walk.at))?;
+            let (walked, next) = self.walk(id, &chunk, walk, s)?;
             for w in walked {
                 let head: &[u8; HEAD] =
-                    chunk[to_usize(w.at - walk.0)..].first_chunk().expect("walked over it");
+                    chunk[to_usize(w.at - walk.at)..].first_chunk().expect("walked over it");
                 if w.ordinal as usize == open.heads.len() {
                     let value = stored[open.heads.len()].unwrap_or_else(|| seed.head(w.ordinal, w.at, head));
                     open.heads.push(value);
@@ -186,38 +186,45 @@ impl Segments {
         Ok(open)
     }
 
-    /// The headers of the whole batches in `chunk`, which lies at `at`, and where to go on. A batch that is larger
+    /// The headers of the whole batches in `chunk`, which lies at `start`, and where to go on. A batch that is larger
     /// than the chunk is walked over by its header.
+    ///
+    /// No crc is checked here, so each header must continue the one before it: a flipped base offset would hide its
+    /// batch from a reader who looks for an offset.
     fn walk(
         &self,
         id: SegmentId,
         chunk: &[u8],
-        (start, mut ordinal): (u64, u32),
-        end: u64,
-    ) -> Result<(Vec<Walked>, (u64, u32)), FileError> {
-        let (mut walked, mut at) = (Vec::new(), start);
+        start: IndexEntry,
+        s: &Segment,
+    ) -> Result<(Vec<Walked>, IndexEntry), FileError> {
+        let (mut walked, mut next) = (Vec::new(), start);
         loop {
-            let rest = &chunk[to_usize((at - start).min(chunk.len() as u64))..];
-            if at >= end || rest.len() < HEADER_BYTES {
-                if walked.is_empty() && at < end {
-                    return Err(corrupt(id, Kind::Log, at, "a batch", "the end of the file"));
+            let at = next.at;
+            let bad = |expected: String, found: String| Err(corrupt(id, Kind::Log, at, expected, found));
+            let rest = &chunk[to_usize((at - start.at).min(chunk.len() as u64))..];
+            if at >= s.bytes || rest.len() < HEADER_BYTES {
+                if walked.is_empty() && at < s.bytes {
+                    return bad("a batch".into(), "the end of the file".into());
                 }
-                return Ok((walked, (at, ordinal)));
+                return Ok((walked, next));
             }
             let header =
                 BatchHeader::parse(rest).map_err(|e| corrupt(id, Kind::Log, at, "a batch", e.to_string()))?;
-            let size = header.size as u64;
-            if at + size > end {
-                return Err(corrupt(
-                    id,
-                    Kind::Log,
-                    at,
-                    format!("a batch within {end}"),
-                    format!("{size} bytes"),
-                ));
+            let end = at + header.size as u64;
+            if end > s.bytes {
+                return bad(format!("a batch within {}", s.bytes), format!("{} bytes", header.size));
             }
-            walked.push(Walked { header, at, ordinal });
-            (at, ordinal) = (at + size, ordinal + 1);
+            let (first, after) = (header.base_offset, header.next_offset());
+            // Compaction, which makes revisions, leaves gaps.
+            if first < next.offset || id.revision == 0 && first != next.offset {
+                return bad(format!("offset {}", next.offset), format!("{first}"));
+            }
+            if after <= first || after > s.end || id.revision == 0 && end == s.bytes && after != s.end {
+                return bad(format!("offsets up to {}", s.end), format!("{first} to {after}"));
+            }
+            walked.push(Walked { header, at, ordinal: next.ordinal });
+            next = IndexEntry { offset: after, at: end, ordinal: next.ordinal + 1 };
         }
     }
 
@@ -228,12 +235,13 @@ impl Segments {
         s: &Segment,
         wanted: Wanted,
     ) -> Result<(Bytes, i64, i32), FileError> {
-        let (at, ordinal) = self.locate(id, s, wanted.from)?;
+        let start = self.locate(id, s, wanted.from)?;
+        let at = start.at;
         let room = s.bytes - at;
         let mut want = (wanted.bytes_max as u64 + super::INDEX_EVERY).min(room).max(HEADER_BYTES as u64);
         loop {
             let chunk = self.read_at(id, Kind::Log, at, want.min(room))?;
-            let (walked, _) = self.walk(id, &chunk, (at, ordinal), s.bytes)?;
+            let (walked, after) = self.walk(id, &chunk, start, s)?;
             let held = walked.iter().skip_while(|w| w.header.next_offset() <= wanted.from);
             let held: Vec<&Walked> = held.take_while(|w| w.header.base_offset < wanted.until).collect();
             let Some(&first) = held.first() else {
@@ -242,12 +250,7 @@ impl Segments {
                     Some(last)
                         if last.header.next_offset() <= wanted.from && last.header.next_offset() < s.end =>
                     {
-                        self.remember(
-                            id,
-                            last.header.next_offset(),
-                            last.at + last.header.size as u64,
-                            last.ordinal + 1,
-                        );
+                        self.remember(id, after);
                         return self.read(id, s, wanted);
                     }
                     _ => return Ok((Bytes::new(), wanted.from, 0)),
@@ -272,7 +275,7 @@ impl Segments {
                 }
                 next = header.next_offset();
             }
-            self.remember(id, next, end_of(last), last.ordinal + 1);
+            self.remember(id, IndexEntry { offset: next, at: end_of(last), ordinal: last.ordinal + 1 });
             let bytes = chunk.slice(to_usize(first.at - at)..to_usize(end_of(last) - at));
             return Ok((bytes, next, last.header.leader_epoch));
         }
@@ -291,9 +294,10 @@ impl Segments {
     }
 
     /// A batch at or before the one that holds `offset`.
-    fn locate(&self, id: SegmentId, s: &Segment, offset: i64) -> Result<(u64, u32), FileError> {
+    fn locate(&self, id: SegmentId, s: &Segment, offset: i64) -> Result<IndexEntry, FileError> {
+        let start = IndexEntry { offset: s.base, at: 0, ordinal: 0 };
         if offset <= s.base {
-            return Ok((0, 0));
+            return Ok(start);
         }
         if let Some(place) = self.cursors.lock().get(&(id, offset)) {
             return Ok(*place);
@@ -302,16 +306,14 @@ impl Segments {
             let open = open.lock();
             if open.id == id {
                 let after = open.index.partition_point(|e| e.offset <= offset);
-                return Ok(after
-                    .checked_sub(1)
-                    .map_or((0, 0), |i| (open.index[i].at, open.index[i].ordinal)));
+                return Ok(after.checked_sub(1).map_or(start, |i| open.index[i]));
             }
         }
         let seed = Seed::of(id);
-        let Ok(file) = self.files.get((id, Kind::Index), Missing::Fail) else { return Ok((0, 0)) };
+        let Ok(file) = self.files.get((id, Kind::Index), Missing::Fail) else { return Ok(start) };
         let entries = self.io(id, Kind::Index, file.len())? / INDEX as u64;
         let (mut low, mut high) = (0, u32::try_from(entries).unwrap_or(u32::MAX));
-        let mut found = (0, 0);
+        let mut found = start;
         while low < high {
             let middle = low + (high - low) / 2;
             let entry = self.read_at(id, Kind::Index, u64::from(middle) * INDEX as u64, INDEX as u64)?;
@@ -320,7 +322,7 @@ impl Segments {
                 .flatten();
             match entry {
                 Some(e) if e.offset <= offset && e.at < s.bytes => {
-                    found = (e.at, e.ordinal);
+                    found = e;
                     low = middle + 1;
                 }
                 // A damaged entry hides what is above it: the walk then starts lower.
@@ -330,12 +332,12 @@ impl Segments {
         Ok(found)
     }
 
-    fn remember(&self, id: SegmentId, offset: i64, at: u64, ordinal: u32) {
+    fn remember(&self, id: SegmentId, place: IndexEntry) {
         let mut cursors = self.cursors.lock();
         if cursors.len() >= CURSORS_MAX {
             cursors.clear();
         }
-        cursors.insert((id, offset), (at, ordinal));
+        cursors.insert((id, place.offset), place);
     }
 
     /// The aborted ranges of a closed segment, which has `count` of them.
