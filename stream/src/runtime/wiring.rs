@@ -20,7 +20,7 @@ use crossbeam_utils::sync::{Parker, Unparker};
 use parking_lot::Mutex;
 
 use super::error::RunError;
-use crate::engine::source::Last;
+use crate::engine::Last;
 use crate::engine::{Counters, Event, Message};
 use crate::io::Fetched;
 
