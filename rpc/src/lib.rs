@@ -134,3 +134,8 @@ pub mod __private {
         crate::wire::least(sizes)
     }
 }
+
+#[cfg(test)]
+mod decode_tests;
+#[cfg(test)]
+mod table_tests;
