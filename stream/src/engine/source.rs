@@ -85,7 +85,9 @@ impl SourceTask {
         let own = p.watermark.unwrap_or(MIN);
         let watermark =
             if fault::active(Fault::JoinAlone) { own } else { self.place.value(p.partition, p.watermark) };
-        joined(&mut self.joins, p.partition, p.position.offset, own, watermark);
+        if p.watermark.is_none() {
+            joined(&mut self.joins, p.partition, p.position.offset, own, watermark);
+        }
         self.parts.push(Part {
             number: p.partition,
             next: p.position,
