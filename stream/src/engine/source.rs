@@ -253,10 +253,9 @@ impl SourceTask {
         if last == Last::End {
             self.send(END, out);
         }
-        if let Some(tail) = self.head.tail() {
-            if !fault::active(Fault::CombineOverBarrier) || last != Last::No {
-                tail.flush(&mut out.emit);
-            }
+        let flush = !fault::active(Fault::CombineOverBarrier) || last != Last::No;
+        if let Some(tail) = self.head.tail().filter(|_| flush) {
+            tail.flush(&mut out.emit);
         }
         let floor = self.place.floor();
         let mut partitions = Vec::with_capacity(self.parts.len());

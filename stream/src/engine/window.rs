@@ -455,6 +455,9 @@ impl<A> Open<A> {
     }
 }
 
+/// A window's result with its key, as the chain behind the step takes it.
+type Fired<K, A> = (K, Window<K, A>);
+
 /// Results are handed on in batches of this many.
 const FIRE_ROWS: usize = 4096;
 
@@ -465,8 +468,8 @@ pub(crate) struct TumblingStep<K, T, G: Aggregation<T>> {
     setup: StepSetup,
     open: BTreeMap<i64, Open<G::Acc>>,
     marks: Marks,
-    next: Box<dyn Stage<(K, Window<K, G::Acc>)>>,
-    results: Rows<(K, Window<K, G::Acc>)>,
+    next: Box<dyn Stage<Fired<K, G::Acc>>>,
+    results: Rows<Fired<K, G::Acc>>,
     misses: KeyList,
     missed: Vec<(i64, u32)>,
     builders: Vec<CellBatchBuilder>,
@@ -478,7 +481,7 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> TumblingStep<K, T, G> {
         name: String,
         windows: Tumbling,
         aggregation: Arc<G>,
-        next: Box<dyn Stage<(K, Window<K, G::Acc>)>>,
+        next: Box<dyn Stage<Fired<K, G::Acc>>>,
         setup: StepSetup,
     ) -> Result<Self, StepError> {
         let mut step = Self {

@@ -68,6 +68,7 @@ pub trait StateBackend: Send + Sync + 'static {
     fn write(&self, batch: &StoreBatch) -> Result<(), StateError>;
 
     /// Visits the entries of `[from, to)` in key order until `each` breaks.
+    #[allow(clippy::type_complexity, reason = "one callback, named by its parameter")]
     fn scan(
         &self,
         from: &[u8],

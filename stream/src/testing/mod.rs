@@ -1,8 +1,10 @@
 //! Running jobs without threads, clocks, files or networks: for the tests of jobs and of the engine itself.
 
+mod driver;
 mod memory_log;
 mod process;
 pub mod random;
 
+pub use driver::{CrashChanges, DriveError, Row, TestDriver};
 pub use memory_log::{EndFate, MemoryLog};
 pub use process::ProcessError;
