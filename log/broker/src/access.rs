@@ -106,6 +106,11 @@ pub enum AccessEvent {
         /// Who answers now.
         to: Place,
     },
+    /// A silent owner answers again.
+    Back {
+        /// Its pid.
+        pid: u32,
+    },
     /// There is no owner that answers, and why.
     Lost {
         /// What is known.
@@ -124,6 +129,9 @@ impl std::fmt::Display for AccessEvent {
             }
             AccessEvent::Moved { from, to: Place::Process(to) } => {
                 write!(f, "process {from}, which owned the data directory, is gone; process {to} owns it now")
+            }
+            AccessEvent::Back { pid } => {
+                write!(f, "process {pid}, which owns the data directory, answers again")
             }
             AccessEvent::Lost { why } => f.write_str(why),
         }
@@ -623,21 +631,29 @@ async fn listen(shared: &Shared, stub: &BrokerClient, mut watch: UnixStream, hol
     let mut silence = Silence::new(Instant::now());
     let mut lines = Lines::default();
     let mut silent = false;
+    let mut link = shared.link.subscribe();
     loop {
         let heard = tokio::select! {
             heard = lines.next(&mut watch) => heard,
             _ = stub.client().closed() => return,
+            // A call found it dead, or draining.
+            _ = link.wait_for(|link| matches!(link, Link::Opening)) => return,
         };
         match heard {
             Heard::Line(Status::Serving | Status::Opening) => {
                 silence.heard();
                 if std::mem::take(&mut silent) {
                     shared.link.send_replace(up.clone());
+                    shared.tell(&AccessEvent::Back { pid: holder.pid });
                 }
             }
             Heard::Line(Status::Closing | Status::Failed(_)) | Heard::End => {
                 // Calls in flight are still answered; new ones are refused as draining and go to the next owner.
-                let _ = timeout(CLOSING_WITHIN, stub.client().closed()).await;
+                tokio::select! {
+                    _ = stub.client().closed() => {}
+                    _ = link.wait_for(|link| matches!(link, Link::Opening)) => {}
+                    () = tokio::time::sleep(CLOSING_WITHIN) => {}
+                }
                 return;
             }
             Heard::Nothing if silent => {}

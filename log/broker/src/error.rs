@@ -174,7 +174,9 @@ pub enum Reaction {
 impl BrokerError {
     /// Whether the connection died under the request, so that another one may bring the answer.
     pub fn is_dead_connection(&self) -> bool {
-        matches!(self, BrokerError::Rpc(error) if matches!(error.code, Code::Unavailable | Code::Draining))
+        // Cancelled: a drain ran out of time. A caller that cancels its own call does not see an error.
+        let dead = |code| matches!(code, Code::Unavailable | Code::Draining | Code::Cancelled);
+        matches!(self, BrokerError::Rpc(error) if dead(error.code))
     }
 
     /// What a caller does about it.

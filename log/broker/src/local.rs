@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill_log::{self as log, Connection, Log};
-use tidemill_rpc::Attachment;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tidemill_rpc::{Attachment, Code, Fate, RpcError};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::api::*;
 use crate::convert::{refused, unreadable};
@@ -47,12 +47,18 @@ pub struct LocalBroker {
 struct Shared {
     connections: AtomicU64,
     reads: Arc<Semaphore>,
+    /// True once the owner closes: nobody waits for what will not come.
+    closing: watch::Sender<bool>,
 }
 
 impl LocalBroker {
     /// Serves callers in this process: the transactions they leave open are aborted when the log is opened again.
     pub fn new(log: Log) -> Self {
-        let shared = Shared { connections: AtomicU64::new(0), reads: Arc::new(Semaphore::new(READS_MAX)) };
+        let shared = Shared {
+            connections: AtomicU64::new(0),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            closing: watch::Sender::new(false),
+        };
         LocalBroker { log, shared: Arc::new(shared), connection: Connection::LOCAL }
     }
 
@@ -65,6 +71,21 @@ impl LocalBroker {
     /// The log behind it.
     pub fn log(&self) -> &Log {
         &self.log
+    }
+
+    /// Ends the waits of fetches and stable offset fetches, of all sessions, now and later: the owner closes.
+    pub(crate) fn stop_waiting(&self) {
+        self.shared.closing.send_replace(true);
+    }
+
+    /// Waits for a release, the deadline or the close; says which.
+    async fn wait(&self, released: &mut log::Released, until: Instant) -> Woken {
+        let mut closing = self.shared.closing.subscribe();
+        tokio::select! {
+            () = released.changed() => Woken::Released,
+            () = sleep_until(until) => Woken::Late,
+            _ = closing.wait_for(|closing| *closing) => Woken::Closing,
+        }
     }
 
     fn is_local(&self) -> bool {
@@ -163,6 +184,13 @@ impl LocalBroker {
     }
 }
 
+#[derive(PartialEq, Eq)]
+enum Woken {
+    Released,
+    Late,
+    Closing,
+}
+
 fn bounded(count: usize) -> Result<(), BrokerError> {
     if count > PARTITIONS_MAX {
         let what = format!("{count} entries in one request; at most {PARTITIONS_MAX}");
@@ -246,10 +274,9 @@ impl Broker for LocalBroker {
         let request = Arc::new(request);
         // Subscribed before the first look: what is released between the look and the wait still wakes it.
         let mut released = self.log.released();
+        let mut late = request.wait_ms_max == 0;
         loop {
-            let readable = self.is_readable(&request);
-            let late = Instant::now() >= until;
-            if readable || late {
+            if late || self.is_readable(&request) {
                 let (fetched, parts) = self.read_blocking(&request).await?;
                 let moved = |(got, asked): (&FetchedPartition, &FetchPartition)| {
                     got.bytes > 0 || got.error.is_some() || got.next != asked.position
@@ -258,8 +285,7 @@ impl Broker for LocalBroker {
                     return Ok((fetched, parts.into_iter().collect()));
                 }
             }
-            // A release or the deadline: both are looked at above.
-            let _ = timeout_at(until, released.changed()).await;
+            late = self.wait(&mut released, until).await != Woken::Released;
         }
     }
 
@@ -309,8 +335,13 @@ impl Broker for LocalBroker {
             let Some(until) = until.filter(|_| !found.pending.is_empty()) else {
                 return Ok(FetchedOffsets { offsets: found.committed.into_iter().map(Into::into).collect() });
             };
-            if timeout_at(until, released.changed()).await.is_err() {
-                return Err(BrokerError::OffsetsPending { group: request.group });
+            match self.wait(&mut released, until).await {
+                Woken::Released => {}
+                Woken::Late => return Err(BrokerError::OffsetsPending { group: request.group }),
+                Woken::Closing => {
+                    let draining = RpcError::new(Code::Draining, Fate::Rejected, "the owner is closing");
+                    return Err(draining.into());
+                }
             }
         }
     }

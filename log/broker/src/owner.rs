@@ -34,10 +34,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::api::BrokerServer;
 use crate::directory::{DataDir, DirError, DirLock, SOCKET, SOCKET_NEW};
 use crate::local::LocalBroker;
 use crate::status::{Hello, Status};
+use crate::tcp::session_server;
 
 /// How often the state is said again.
 const TICK: Duration = Duration::from_secs(1);
@@ -134,6 +134,9 @@ impl Owner {
     /// Answers what is in flight, closes the log in order, and frees the directory.
     pub(crate) async fn close(mut self) -> Result<(), OwnerError> {
         self.status.send_replace(Status::Closing);
+        if let Some(broker) = &self.broker {
+            broker.stop_waiting();
+        }
         let servers = std::mem::take(&mut *self.servers.lock());
         futures::future::join_all(servers.values().map(|server| server.drain(DRAIN_WITHIN))).await;
         self.stop_listening().await;
@@ -332,7 +335,7 @@ async fn converse(
         }
     }
     let Some(broker) = broker.borrow().clone() else { return Ok(()) };
-    let server = Server::new(BrokerServer::new(broker.session()));
+    let server = session_server(&broker);
     servers.lock().insert(number, server.clone());
     let served = server.serve_stream(stream).await;
     servers.lock().remove(&number);

@@ -2,15 +2,22 @@
 
 use std::io;
 
-use tidemill_rpc::Server;
+use tidemill_rpc::{Server, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use crate::access::FRAME_BYTES_MAX;
 use crate::api::BrokerServer;
 use crate::local::LocalBroker;
 
 /// Connections at one time.
 const CONNECTIONS_MAX: usize = 512;
+
+/// A server for one connection.
+pub(crate) fn session_server(broker: &LocalBroker) -> Server {
+    let config = ServerConfig { frame_bytes_max: FRAME_BYTES_MAX, ..ServerConfig::default() };
+    Server::builder().config(config).service(BrokerServer::new(broker.session())).build()
+}
 
 /// Serves `broker` to whoever connects, until dropped; connections end with it. There is no authentication yet, so an
 /// address that is not loopback is refused.
@@ -29,7 +36,7 @@ pub async fn serve_tcp(listener: TcpListener, broker: LocalBroker) -> io::Result
         let (stream, peer) = accepted?;
         // Requests are small and answers are waited for: Nagle's delay would only slow them.
         stream.set_nodelay(true)?;
-        let server = Server::new(BrokerServer::new(broker.session()));
+        let server = session_server(&broker);
         connections.spawn(async move {
             if let Err(error) = server.serve_stream(stream).await {
                 tracing::debug!(%peer, %error, "a connection ended");

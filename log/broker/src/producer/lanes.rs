@@ -72,7 +72,10 @@ struct Lane {
     open: Option<Open>,
     sealed: VecDeque<Sealed>,
     next_sequence: i32,
+    /// Times in a row that something did not go through: the pause grows with it.
     refusals: u32,
+    /// Times in a row that the first unacked batch was refused for its sequence.
+    out_of_order: u32,
     not_before: Option<Instant>,
 }
 
@@ -298,6 +301,8 @@ impl Lanes {
                     match error.reaction() {
                         Reaction::Retry | Reaction::Resend | Reaction::Unknown => {
                             sealed.state = State::Refused(error);
+                            // Whoever answered is alive.
+                            sealed.deaths = 0;
                         }
                         Reaction::Correct | Reaction::Stop | Reaction::Report => {
                             fatal.get_or_insert(error);
@@ -343,12 +348,14 @@ impl Lanes {
                 let sealed = lane.sealed.pop_front().expect("just seen");
                 self.freed += sealed.charged;
                 lane.refusals = 0;
+                lane.out_of_order = 0;
                 lane.not_before = None;
             }
             let Some(Sealed { state: State::Refused(why), .. }) = lane.sealed.front() else { continue };
             let why = why.clone();
             lane.refusals += 1;
-            if matches!(why, BrokerError::OutOfOrder { .. }) && lane.refusals >= LOST_AFTER {
+            lane.out_of_order += u32::from(matches!(why, BrokerError::OutOfOrder { .. }));
+            if lane.out_of_order >= LOST_AFTER {
                 if self.transactional {
                     lost_forever.get_or_insert(why);
                 }
@@ -370,7 +377,7 @@ impl Lanes {
     pub(super) fn wants_new_epoch(&self) -> bool {
         // A lane whose front was refused for its sequence has nothing in doubt: what follows was refused as well.
         let in_doubt = |lane: &Lane| {
-            lane.refusals < LOST_AFTER && lane.sealed.iter().any(|s| s.ever_sent && s.state != State::Acked)
+            lane.out_of_order < LOST_AFTER && lane.sealed.iter().any(|s| s.ever_sent && s.state != State::Acked)
         };
         self.lost && self.failed.is_none() && self.in_flight.is_empty() && !self.lanes.values().any(in_doubt)
     }
@@ -383,6 +390,7 @@ impl Lanes {
             lane.sealed.retain(|sealed| sealed.state != State::Acked);
             lane.next_sequence = 0;
             lane.refusals = 0;
+            lane.out_of_order = 0;
             lane.not_before = None;
             for sealed in &mut lane.sealed {
                 let mut bytes = Vec::from(std::mem::take(&mut sealed.batch));
@@ -455,7 +463,7 @@ impl Lane {
             transactional,
             bytes_max: options.batch_bytes_max,
         });
-        Lane { filling, open: None, sealed: VecDeque::new(), next_sequence: 0, refusals: 0, not_before: None }
+        Lane { filling, open: None, sealed: VecDeque::new(), next_sequence: 0, refusals: 0, out_of_order: 0, not_before: None }
     }
 
     /// Closes the filling batch; false where it is empty.
@@ -488,3 +496,7 @@ impl Lane {
         self.not_before = Some(now + PAUSE.0 + most.mul_f64(jitter));
     }
 }
+
+#[cfg(test)]
+#[path = "lanes_tests.rs"]
+mod tests;
