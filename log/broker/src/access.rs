@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_log::{Config, Create};
-use tidemill_rpc::{Attachment, Client, ClientConfig};
+use tidemill_rpc::{Attachment, Client, ClientConfig, Code};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -147,8 +147,8 @@ pub enum AccessError {
     /// This process took the directory and could not serve it.
     #[error(transparent)]
     Owner(#[from] OwnerError),
-    /// Another process took the directory and could not serve it.
-    #[error("process {pid} cannot open the log in {}: {why}", path.display())]
+    /// Another process took the directory and does not serve it, or not to this build.
+    #[error("process {pid}, which owns {}, does not serve: {why}", path.display())]
     OwnerFailed {
         /// The process.
         pid: u32,
@@ -559,12 +559,24 @@ async fn establish(shared: &Shared) -> Result<Established, AccessError> {
                 if let Some(stream) = greet(shared, stream, pid, &mut silence).await? {
                     let config = ClientConfig { frame_bytes_max: FRAME_BYTES_MAX, ..ClientConfig::default() };
                     // The watch comes first: a holder that stops in the middle of the handshake is noticed by it.
-                    if let Some(watch) = watch(shared)?
-                        && let Ok(Ok(client)) = timeout(Silence::MOST, Client::connect(stream, config)).await
-                    {
-                        let holder = dir.holder().filter(|holder| holder.pid == pid);
-                        let holder = holder.unwrap_or(Holder { pid, started: 0 });
-                        return Ok(Established::Remote { stub: BrokerClient::new(client), watch, holder });
+                    if let Some(watch) = watch(shared).await? {
+                        match timeout(Silence::MOST, Client::connect(stream, config)).await {
+                            Ok(Ok(client)) => {
+                                let holder = dir.holder().filter(|holder| holder.pid == pid);
+                                let holder = holder.unwrap_or(Holder { pid, started: 0 });
+                                return Ok(Established::Remote {
+                                    stub: BrokerClient::new(client),
+                                    watch,
+                                    holder,
+                                });
+                            }
+                            Ok(Err(error)) if error.code != Code::Unavailable => {
+                                let path = dir.path().to_owned();
+                                return Err(AccessError::OwnerFailed { pid, path, why: error.to_string() });
+                            }
+                            // It ended in between, or stopped: the silence counts on.
+                            Ok(Err(_)) | Err(_) => {}
+                        }
                     }
                 }
             }
@@ -585,15 +597,12 @@ async fn establish(shared: &Shared) -> Result<Established, AccessError> {
 }
 
 /// A connection that hears the owner's state every second.
-fn watch(shared: &Shared) -> Result<Option<UnixStream>, AccessError> {
+async fn watch(shared: &Shared) -> Result<Option<UnixStream>, AccessError> {
     match reach(&shared.dir)? {
-        Reached::Connected(stream) => {
+        Reached::Connected(mut stream) => {
             shared.peer(&stream)?;
-            // A fresh socket's buffer takes a hello whole.
-            match stream.try_write(&Hello::Watch.encode()) {
-                Ok(written) if written == Hello::Watch.encode().len() => Ok(Some(stream)),
-                _ => Ok(None),
-            }
+            // A fresh socket's buffer takes a hello whole: this does not wait.
+            Ok(stream.write_all(&Hello::Watch.encode()).await.is_ok().then_some(stream))
         }
         Reached::Busy | Reached::Nobody => Ok(None),
     }
@@ -612,7 +621,10 @@ async fn greet(
     let mut lines = Lines::default();
     loop {
         match lines.next(&mut stream).await {
-            Heard::Line(Status::Serving) => return Ok(Some(stream)),
+            Heard::Line(Status::Serving) => {
+                silence.heard();
+                return Ok(Some(stream));
+            }
             Heard::Line(Status::Opening) => silence.heard(),
             Heard::Line(Status::Failed(why)) => {
                 return Err(AccessError::OwnerFailed { pid, path: shared.dir.path().to_owned(), why });

@@ -28,7 +28,7 @@ pub(crate) const SOCKET_NEW: &str = ".sock.new";
 /// The file that makes a directory a data directory; the log writes it.
 const FORMAT: &str = "format";
 /// What may lie in a directory that is about to become a data directory.
-const ALLOWED_BEFORE: [&str; 6] = [LOCK, SOCKET, SOCKET_NEW, "state", "lost+found", "journal"];
+const ALLOWED_BEFORE: [&str; 2] = ["state", "lost+found"];
 
 /// Whether a command may make the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,18 +116,17 @@ impl DataDir {
                 Intent::Use if !dir.has(LOCK)? => return Err(DirError::Missing { path: path.to_owned() }),
                 Intent::Use => {}
                 Intent::Create => {
+                    let mut names = Vec::new();
                     for entry in std::fs::read_dir(path).map_err(|e| io("list", e))? {
                         let name = entry.map_err(|e| io("list", e))?.file_name();
-                        let name = name.to_string_lossy();
-                        if !ALLOWED_BEFORE.contains(&name.as_ref())
-                            && name != FORMAT
-                            && !name.starts_with("checkpoint.")
-                        {
-                            return Err(DirError::NotOurs {
-                                path: path.to_owned(),
-                                found: name.into_owned(),
-                            });
-                        }
+                        names.push(name.to_string_lossy().into_owned());
+                    }
+                    // A LOCK says that somebody is making it, or began to; then anything of ours may be there.
+                    let foreign = |name: &&String| !ALLOWED_BEFORE.contains(&name.as_str());
+                    if !names.iter().any(|name| name == LOCK || name == FORMAT)
+                        && let Some(found) = names.iter().find(foreign)
+                    {
+                        return Err(DirError::NotOurs { path: path.to_owned(), found: found.clone() });
                     }
                 }
             }

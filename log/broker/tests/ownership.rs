@@ -13,7 +13,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{PATIENCE, batch, fetch, plain, read_all, send, topic, within};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tidemill_broker::*;
 use tidemill_log::batch::RecordParts;
 
@@ -207,6 +207,7 @@ async fn a_stopped_owner_is_named_and_may_go_on() {
     let options = AccessOptions::new(Intent::Use).on_event(move |event| drop(sender.send(event.clone())));
     let early = Access::open(dir.path(), options).await.unwrap();
     owner.signal(Signal::STOP);
+    waitpid(Some(Pid::from_child(&owner.child)), WaitOptions::UNTRACED).expect("a child").expect("it stops");
     let begun = std::time::Instant::now();
     let late = within(Data::open(dir.path(), Intent::Use));
     let call = within(early.topics());

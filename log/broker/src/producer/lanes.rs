@@ -377,7 +377,8 @@ impl Lanes {
     pub(super) fn wants_new_epoch(&self) -> bool {
         // A lane whose front was refused for its sequence has nothing in doubt: what follows was refused as well.
         let in_doubt = |lane: &Lane| {
-            lane.out_of_order < LOST_AFTER && lane.sealed.iter().any(|s| s.ever_sent && s.state != State::Acked)
+            lane.out_of_order < LOST_AFTER
+                && lane.sealed.iter().any(|s| s.ever_sent && s.state != State::Acked)
         };
         self.lost && self.failed.is_none() && self.in_flight.is_empty() && !self.lanes.values().any(in_doubt)
     }
@@ -463,7 +464,15 @@ impl Lane {
             transactional,
             bytes_max: options.batch_bytes_max,
         });
-        Lane { filling, open: None, sealed: VecDeque::new(), next_sequence: 0, refusals: 0, out_of_order: 0, not_before: None }
+        Lane {
+            filling,
+            open: None,
+            sealed: VecDeque::new(),
+            next_sequence: 0,
+            refusals: 0,
+            out_of_order: 0,
+            not_before: None,
+        }
     }
 
     /// Closes the filling batch; false where it is empty.
