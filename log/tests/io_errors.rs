@@ -115,6 +115,38 @@ fn fail_each_call(failure: Failure, only: impl Fn(Call) -> bool + Send + Sync + 
     eprintln!("{failure:?}: {failed_runs} runs, {stopped_runs} stopped");
 }
 
+/// A directory left by a kill in the middle: a checkpoint, rounds above it, an open transaction.
+fn killed() -> (SimFs, Ghost) {
+    let fs = SimFs::new();
+    let ghost = SharedGhost::default();
+    let log = open(&fs).unwrap();
+    let mut client = Client::new(&log, &ghost);
+    client.scenario().unwrap();
+    client.transaction_left_open().unwrap();
+    let killed = fs.crash(Crash::Kill, &mut rng(0));
+    let ghost = ghost.lock().clone();
+    (killed, ghost)
+}
+
+#[test]
+fn an_error_at_each_call_of_recovery() {
+    let (killed, ghost) = killed();
+    let undisturbed = killed.crash(Crash::Kill, &mut rng(0));
+    drop(open(&undisturbed).unwrap());
+    let calls = undisturbed.ops();
+    assert!(calls > 10);
+    for failure in [Failure::Errno(EIO), Failure::Errno(ENOSPC), Failure::Short { bytes: 700, errno: EIO }] {
+        for k in (0..calls).step_by(stride(2)) {
+            let fs = killed.crash(Crash::Kill, &mut rng(0));
+            fs.fail_op(k, failure);
+            // It may also open: a file that cannot be removed is no reason not to.
+            drop(open(&fs));
+            fs.clear_fault();
+            assert_recovers(&fs, &ghost, &format!("{failure:?} at call {k} of recovery"));
+        }
+    }
+}
+
 #[test]
 fn an_error_at_each_sync_stops_the_log_and_loses_nothing() {
     fail_each_call(Failure::Errno(EIO), |call| matches!(call, Call::Sync | Call::SyncDir), 1);

@@ -225,6 +225,17 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
+    pub(crate) fn transaction_left_open(&mut self) -> Result<(), Stop> {
+        self.init(Some(TRANSACTIONAL_ID))?;
+        let txn = {
+            let mut ghost = self.ghost.lock();
+            let position = ghost.txns.len() as i64 + 1;
+            ghost.txns.push(Txn { end: None, position, offsets: Fate::Unknown });
+            ghost.txns.len() - 1
+        };
+        self.append(0, 3, Some(txn))
+    }
+
     /// Every kind of request, segments that roll, more than one journal file.
     pub(crate) fn scenario(&mut self) -> Result<(), Stop> {
         self.topics()?;
