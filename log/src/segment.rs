@@ -239,7 +239,9 @@ impl OpenSegment {
     }
 
     fn note_index(&mut self, offset: i64, ordinal: u32, at: u64) {
-        if self.index.last().is_none_or(|e| at - e.at >= INDEX_EVERY) {
+        // Compressed batches can claim any number of offsets. What lies too far from the base is found by walking.
+        let near = u32::try_from(offset - self.id.base).is_ok();
+        if near && self.index.last().is_none_or(|e| at - e.at >= INDEX_EVERY) {
             self.index.push(IndexEntry { offset, at, ordinal });
         }
     }
