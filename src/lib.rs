@@ -38,6 +38,8 @@
 //! ```
 
 pub use tidemill_adapters as adapters;
+#[cfg(feature = "rocksdb")]
+pub use tidemill_adapters::main;
 pub use tidemill_adapters::{JobError, JobPlan, JobSpec};
 pub use tidemill_stream as stream;
 pub use tidemill_stream::{args, engine, io, names, record, runtime, state};

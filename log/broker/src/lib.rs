@@ -36,4 +36,7 @@ pub use local::LocalBroker;
 pub use owner::OwnerError;
 pub use producer::*;
 pub use tcp::serve_tcp;
+/// What a client of the broker builds and reads.
+pub use tidemill_log::batch;
+pub use tidemill_rpc::Attachment;
 pub use visible::{OPEN_BYTES_MAX, VisibleBatch, for_each_record, visible};

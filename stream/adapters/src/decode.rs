@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tidemill_broker as broker;
-use tidemill_log::batch::{BatchHeader, Batches, Compression, OpenBatch, verify};
+use tidemill_broker::batch::{BatchHeader, Batches, Compression, OpenBatch, verify};
 use tidemill_stream::io::{Fetched, LogError};
 use tidemill_stream::record::{Header, RecordBatch};
 
@@ -43,7 +43,7 @@ pub(crate) fn partition(
     if let Some(error) = &part.error {
         return Err(partition_error(topic, number, from, error.clone()));
     }
-    let bad = |e: tidemill_log::batch::BatchError| refused(format!("a batch of {topic}-{number}: {e}"));
+    let bad = |e: tidemill_broker::batch::BatchError| refused(format!("a batch of {topic}-{number}: {e}"));
     let mut batches = Vec::new();
     for batch in Batches::new(bytes.clone()) {
         let (header, batch) = batch.map_err(bad)?;

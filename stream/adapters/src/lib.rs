@@ -13,13 +13,20 @@ mod input;
 mod job;
 mod log;
 #[cfg(feature = "rocksdb")]
+mod main_of;
+#[cfg(feature = "rocksdb")]
 mod rocks;
 #[cfg(feature = "rocksdb")]
 mod run;
 mod transaction;
 
+/// What carries a job's records.
+pub use tidemill_broker as broker;
+
 pub use job::{JobError, JobPlan, JobSpec};
 pub use log::BrokerLog;
+#[cfg(feature = "rocksdb")]
+pub use main_of::main;
 #[cfg(feature = "rocksdb")]
 pub use rocks::RocksState;
 #[cfg(feature = "rocksdb")]

@@ -19,9 +19,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill_broker as broker;
-use tidemill_broker::{Broker, BrokerError, ProduceOutcome};
-use tidemill_log::batch::{BatchBuilder, BatchOptions, Compression, ProducerStamp};
-use tidemill_rpc::Attachment;
+use tidemill_broker::batch::{BatchBuilder, BatchOptions, Compression, ProducerStamp};
+use tidemill_broker::{Attachment, Broker, BrokerError, ProduceOutcome};
 use tidemill_stream::io::{End, Ended, LogError, OffsetCommit, Position, TopicId, Transactions};
 use tidemill_stream::record::RecordParts;
 use tokio::task::JoinHandle;
@@ -130,7 +129,7 @@ impl<B: Broker + Clone> LogTransactions<B> {
         let names: Vec<_> = record.headers.iter().map(|h| String::from_utf8_lossy(&h.name)).collect();
         let headers: Vec<_> =
             names.iter().zip(record.headers).map(|(n, h)| (n.as_ref(), h.value.as_deref())).collect();
-        let parts = tidemill_log::batch::RecordParts {
+        let parts = tidemill_broker::batch::RecordParts {
             timestamp: record.timestamp,
             key: record.key,
             value: record.value,
@@ -257,7 +256,7 @@ impl<B: Broker + Clone> LogTransactions<B> {
 impl Lane {
     fn stamp(&mut self, producer: broker::ProducerIdentity, records: i32) -> ProducerStamp {
         let sequence = self.sequence;
-        self.sequence = tidemill_log::batch::advance_sequence(sequence, records);
+        self.sequence = tidemill_broker::batch::advance_sequence(sequence, records);
         ProducerStamp { id: producer.id, epoch: producer.epoch, sequence }
     }
 
