@@ -59,7 +59,7 @@ impl RocksState {
             Err(e) if e.kind() == ErrorKind::Corruption => {
                 tracing::warn!(dir = %dir.display(), error = %e, "the state store is damaged: it is rebuilt from the changelog");
                 DB::destroy(&options, dir).map_err(store)?;
-                DB::open(&options, dir)
+                open_database(&options, dir)
             }
             opened => opened,
         }
@@ -85,10 +85,15 @@ impl RocksState {
     }
 }
 
+/// By name, because a column family that was not named at the open has no handle, and batched reads take one.
+fn open_database(options: &Options, dir: &Path) -> Result<DB, rocksdb::Error> {
+    DB::open_cf_with_opts(options, dir, [(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, options.clone())])
+}
+
 fn open_when_free(options: &Options, dir: &Path) -> Result<DB, rocksdb::Error> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
-        match DB::open(options, dir) {
+        match open_database(options, dir) {
             Err(e) if e.to_string().contains("lock") && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(50));
             }
