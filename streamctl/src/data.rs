@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 pub use tidemill_broker::Intent;
 use tidemill_broker::{Access, AccessOptions, Broker, BrokerError};
 
 /// Owns the directory or reaches its owner. A change of owners later on is one line on stderr.
 pub async fn open(dir: &Path, intent: Intent) -> Result<Access> {
     let options = AccessOptions::new(intent).on_event(|event| crate::note(format_args!("{event}")));
-    Access::open(dir, options)
-        .await
-        .with_context(|| format!("cannot open the data directory {}", dir.display()))
+    Ok(Access::open(dir, options).await?)
 }
 
 /// Gives the directory up in order, then goes on with what the command came to.

@@ -53,9 +53,7 @@ fn wrong_usage_is_2_and_names_what_there_is() {
 fn what_is_missing_is_named_with_the_command_that_makes_it() {
     let world = World::new();
     let data = world.streamctl.data().display().to_string();
-    for args in
-        [&["consume", "t"][..], &["produce", "t"], &["run", "ip-count"], &["job", "describe", "ip-count"]]
-    {
+    for args in [&["consume", "t"][..], &["produce", "t"], &["run", "ip-count"]] {
         world.fails(args, 1, &[&data, "topic create"]);
         assert!(!world.streamctl.data().exists(), "{args:?} made the directory");
     }

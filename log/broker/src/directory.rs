@@ -44,7 +44,8 @@ pub enum Intent {
 pub enum DirError {
     /// There is no data directory at the path.
     #[error(
-        "there is no data directory at {}; `topic create`, `produce --create` and `gen` make one", path.display()
+        "there is no data directory at {}; `streamctl topic create NAME` and `streamctl produce TOPIC --create` make one",
+        path.display()
     )]
     Missing {
         /// The path.
