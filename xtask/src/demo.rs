@@ -94,7 +94,7 @@ impl Demo {
 
         let started = Instant::now();
         let partitions = PARTITIONS.to_string();
-        streamctl.run(&[
+        streamctl.run_quietly(&[
             "produce",
             "access-log",
             "--create",
@@ -194,7 +194,7 @@ impl Demo {
         let mut run = streamctl.start_run(&["ip-count", "--until-end"])?;
         // The first kill comes early and the second in the middle; repeated ones come where they can.
         let wanted = if kills == 0 { 0.2 } else { 0.5 };
-        let (mut commits, mut records, mut first) = (0, 0, None);
+        let (mut commits, mut records, mut first, mut reported) = (0, 0, None, 0);
         loop {
             match run.next(PATIENCE)? {
                 Some(Status::Started { recovery_ms, replayed, committed_records, .. }) => {
@@ -203,13 +203,16 @@ impl Demo {
                     first = Some(committed_records);
                 }
                 Some(Status::Committed { commits: so_far, committed_records }) => {
-                    (commits, records) = (so_far, committed_records);
+                    (commits, records, reported) = (so_far, committed_records, 0);
                     bar.set_position(records);
                 }
                 Some(Status::Open { output_rows }) => {
                     let share = records as f64 / self.lines as f64;
                     let moved = first.is_some_and(|first| records > first);
-                    if output_rows > 0 && commits > 0 && moved && share >= wanted && share < 0.85 {
+                    // The first report of a transaction may be of rows that are still on their way to the log.
+                    let there = reported > 0 && output_rows > reported;
+                    reported = output_rows;
+                    if there && commits > 0 && moved && share >= wanted && share < 0.85 {
                         let busy = run.elapsed();
                         run.kill()?;
                         bar.finish_and_clear();
@@ -221,7 +224,11 @@ impl Demo {
                         });
                     }
                 }
-                Some(Status::Done { .. }) | None => {
+                None => {
+                    let (status, said) = run.wait()?;
+                    bail!("the run ended with {status}: {said}")
+                }
+                Some(Status::Done { .. }) => {
                     bail!(
                         "the run ended at {records} of {} records before it could be killed; use more --lines",
                         self.lines
@@ -246,8 +253,8 @@ impl Demo {
         }
         bar.finish_and_clear();
         let busy = run.elapsed();
-        let status = run.wait()?;
-        ensure!(status.success(), "the run ended with {status}");
+        let (status, said) = run.wait()?;
+        ensure!(status.success(), "the run ended with {status}: {said}");
         let early = done.context("the run did not say that it was done")?;
         println!("done       at the end of the input; {early} windows closed before their time");
         Ok(busy)

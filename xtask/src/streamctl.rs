@@ -1,9 +1,10 @@
 //! Starts the `streamctl` binary, reads what it says and kills it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -81,6 +82,15 @@ impl Streamctl {
         Ok(())
     }
 
+    /// Runs to the end; what it says on stderr is shown only where it fails.
+    pub fn run_quietly(&self, args: &[&str]) -> Result<()> {
+        let output =
+            self.command(args).output().with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "streamctl {} ended with {}: {said}", args.join(" "), output.status);
+        Ok(())
+    }
+
     /// Runs to the end and returns what it printed; an error unless it exits 0.
     pub fn output(&self, args: &[&str]) -> Result<Vec<u8>> {
         let output = self
@@ -102,8 +112,16 @@ impl Streamctl {
         let mut child = self
             .command(["run"].iter().chain(args).chain(&["--status-lines"]))
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let mut stderr = child.stderr.take().context("standard error is piped")?;
+        let said = std::thread::spawn(move || {
+            let mut text = String::new();
+            // What is not UTF-8 ends it; it is for people only.
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
         let stdout = child.stdout.take().context("standard output is piped")?;
         let (send, lines) = sync_channel(1024);
         std::thread::spawn(move || {
@@ -113,7 +131,7 @@ impl Streamctl {
                 }
             }
         });
-        Ok(Run { child, lines, started: Instant::now() })
+        Ok(Run { child, lines, said: Some(said), started: Instant::now() })
     }
 }
 
@@ -122,6 +140,7 @@ impl Streamctl {
 pub struct Run {
     child: Child,
     lines: Receiver<String>,
+    said: Option<JoinHandle<String>>,
     started: Instant,
 }
 
@@ -151,9 +170,11 @@ impl Run {
         Ok(())
     }
 
-    /// Waits for a process that closed its output.
-    pub fn wait(mut self) -> Result<ExitStatus> {
-        self.child.wait().context("cannot wait for the run")
+    /// Waits for a process that closed its output: how it ended, and what it said on stderr.
+    pub fn wait(mut self) -> Result<(ExitStatus, String)> {
+        let status = self.child.wait().context("cannot wait for the run")?;
+        let said = self.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
+        Ok((status, said))
     }
 }
 
