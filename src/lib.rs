@@ -53,3 +53,8 @@ pub mod prelude {
         Timestamp, Tumbling, Window, decode_with, topic,
     };
 }
+
+/// The README's code compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
