@@ -6,6 +6,28 @@
 //!                                        └─to              to─┘ └ map, filter…   Windowed<K, V, T> ─late_to, drop_late─▶ Keyed<K, Window<K, V>>
 //! ```
 //!
+//! Mistakes in the order of calls do not compile, and the message names the call that is missing: a window without a key
+//! (`key_by`), results whose late rows are not settled (`late_to`).
+//!
+//! ```compile_fail,E0277
+//! # use tidemill_stream::*;
+//! fn build(flow: &Flow) {
+//!     let windows = flow.source(topic("a"), Text).window(Tumbling::of(std::time::Duration::from_secs(5)));
+//! }
+//! ```
+//!
+//! ```compile_fail,E0277
+//! # use tidemill_stream::*;
+//! fn build(flow: &Flow) {
+//!     let counts = flow
+//!         .source(topic("a"), Text)
+//!         .key_by(String::clone)
+//!         .window(Tumbling::of(std::time::Duration::from_secs(5)))
+//!         .count("counts")
+//!         .map(|w| w.value);
+//! }
+//! ```
+//!
 //! A handle is consumed by the next call; there are no closure types in it, so error messages name the user's types
 //! only. Inside, a handle is a function that waits for everything behind it and then installs the whole chain.
 

@@ -83,6 +83,16 @@ pub struct Position {
     pub offset: i64,
 }
 
+impl Position {
+    /// The leader epoch of a bare offset: only its bounds are checked.
+    pub const UNCHECKED: i32 = -1;
+
+    /// Where a log that starts at `log_start` begins: what came before it, if anything did, is not known.
+    pub fn beginning(log_start: i64) -> Self {
+        Self { leader_epoch: if log_start == 0 { 0 } else { Self::UNCHECKED }, offset: log_start }
+    }
+}
+
 /// The ends of a partition at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionEnds {

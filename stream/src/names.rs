@@ -211,6 +211,27 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_decoder_panic() {
+        use rand::{RngExt as _, SeedableRng as _};
+        let mut rng = rand::rngs::SmallRng::seed_from_u64(1);
+        for _ in 0..20_000 {
+            let mut bytes = vec![0u8; rng.random_range(0..24)];
+            rng.fill(&mut bytes[..]);
+            if rng.random_bool(0.5) && !bytes.is_empty() {
+                bytes[0] = 1;
+            }
+            let _ = PartitionMark::decode(&bytes);
+            let _ = crate::state::Marks::decode(&bytes);
+            let _ = crate::state::window_and_key(&bytes);
+            let _ = crate::state::mark_of_changelog_key(&bytes);
+            let _ = crate::codec::state::decode::<(u64, String)>(&bytes);
+            let _ = <std::net::IpAddr as crate::Key>::decode(&bytes);
+            let _ = <u32 as crate::Key>::decode(&bytes);
+            let _ = serde_json::from_slice::<JobRecord>(&bytes);
+        }
+    }
+
+    #[test]
     fn a_changed_argument_is_refused_with_both_values_and_the_remedy() {
         let record = |window: &str| JobRecord {
             job: "ip-count".into(),

@@ -69,7 +69,7 @@ fn a_crash_at_any_step_changes_nothing() -> Result<(), DriveError> {
         // Seven steps or more, in each of five commits.
         assert!(crashes >= 35, "{crashes}");
     }
-    for seed in 0..5 {
+    for seed in 0..2 {
         Driver::crash_at_every_step(|| Ok(driver()?.seed(seed)), script)?;
     }
     let mut undisturbed = driver()?;

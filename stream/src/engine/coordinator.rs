@@ -104,7 +104,7 @@ pub const COMMIT_STEPS: [StepRow; 7] = [
 /// When commits and store writes are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitPolicy {
-    /// Milliseconds between commits; stretched so that alignment takes at most a tenth of the time.
+    /// Milliseconds between commits; stretched, up to tenfold, so that alignment takes at most a tenth of the time.
     pub interval: i64,
     /// Unwritten committed bytes at which the store is written.
     pub write_bytes_max: usize,
@@ -493,8 +493,10 @@ impl Coordinator {
 
     fn tick(&mut self, now: i64) {
         let since = now.abs_diff(*self.barrier_at.get_or_insert(now));
-        // Ten times the alignment: so that tasks wait at barriers for at most a tenth of the time.
-        let interval = self.policy.interval.max(self.align_took.saturating_mul(10));
+        // Ten times the alignment: so that tasks wait at barriers for at most a tenth of the time. Not more than ten
+        // intervals: under load most of an alignment is a barrier's way through full queues, in which nobody waits.
+        let stretched = self.align_took.saturating_mul(10).min(self.policy.interval.saturating_mul(10));
+        let interval = self.policy.interval.max(stretched);
         if self.pressed || self.last() != Last::No || since >= interval.unsigned_abs() {
             self.barrier(now);
         }

@@ -102,7 +102,7 @@ pub fn start(setup: &Setup, log: &dyn Log, backend: &dyn StateBackend) -> Result
                 StartPartition { partition, position: c.position, watermark: Some(mark.watermark), end }
             }
             None => {
-                let position = Position { offset: ends.log_start, ..Position::default() };
+                let position = Position::beginning(ends.log_start);
                 StartPartition { partition, position, watermark: None, end }
             }
         };
@@ -184,7 +184,7 @@ fn each_record(
     each: &mut dyn FnMut(&[u8], &[u8]),
 ) -> Result<(), StartError> {
     let ends = log.ends(topic, partition)?;
-    let mut at = Position { offset: from.offset.max(ends.log_start), ..from };
+    let mut at = if from.offset < ends.log_start { Position::beginning(ends.log_start) } else { from };
     while at.offset < ends.last_stable {
         let fetched = log.read(topic, partition, at, CHUNK_BYTES)?;
         for batch in &fetched.batches {
@@ -242,7 +242,7 @@ impl Restore<'_> {
         for (i, topic) in [&self.changelogs.keyed, &self.changelogs.windows].into_iter().enumerate() {
             let partition = u32::from(shard.0);
             let ends = self.log.ends(topic, partition)?;
-            let start = Position { offset: ends.log_start, ..Position::default() };
+            let start = Position::beginning(ends.log_start);
             if fault::active(Fault::PositionNotChecked) {
                 begin[i] = ends.end;
                 continue;
@@ -267,7 +267,7 @@ impl Restore<'_> {
             for (i, topic) in [&self.changelogs.keyed, &self.changelogs.windows].into_iter().enumerate() {
                 if !fault::active(Fault::PositionNotChecked) {
                     let ends = self.log.ends(topic, u32::from(shard.0))?;
-                    begin[i] = Position { offset: ends.log_start, ..Position::default() };
+                    begin[i] = Position::beginning(ends.log_start);
                 }
             }
         }

@@ -169,7 +169,7 @@ impl Log for MemoryLog {
     fn holds(&self, topic: &TopicId, partition: u32, position: Position) -> Result<bool, LogError> {
         let inside = self.0.lock();
         let end = inside.partition(topic, partition)?.slots.len() as i64;
-        Ok(position.leader_epoch == 0 && position.offset <= end)
+        Ok(position.leader_epoch <= 0 && position.offset <= end)
     }
 
     fn read(
