@@ -132,3 +132,73 @@ fn slice<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8], BatchError> {
     *input = rest;
     Ok(head)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
+
+    use super::*;
+
+    fn text(bytes: usize) -> Vec<u8> {
+        (0..bytes as u32).flat_map(|i| (i * i % 977).to_le_bytes()).take(bytes).collect()
+    }
+
+    #[test]
+    fn frames_of_every_kind_are_read() {
+        for bytes in [0, 1, 100, BLOCK_BYTES, 3 * BLOCK_BYTES + 5] {
+            let input = text(bytes);
+            for mode in [BlockMode::Independent, BlockMode::Linked] {
+                for size in [BlockSize::Max64KB, BlockSize::Max256KB, BlockSize::Max4MB] {
+                    for sums in [false, true] {
+                        let info = FrameInfo::new()
+                            .block_mode(mode)
+                            .block_size(size)
+                            .block_checksums(sums)
+                            .content_checksum(sums)
+                            .content_size(sums.then_some(bytes as u64));
+                        let mut encoder = FrameEncoder::with_frame_info(info, Vec::new());
+                        encoder.write_all(&input).unwrap();
+                        let frame = encoder.finish().unwrap();
+                        let read = decompress(&frame, bytes);
+                        assert_eq!(read.as_ref(), Ok(&input), "{bytes} {mode:?} {size:?} {sums}");
+                        if bytes > 0 {
+                            assert_eq!(decompress(&frame, bytes - 1), Err(BatchError::Budget(bytes - 1)));
+                            assert!(decompress(&frame[..frame.len() - 1], bytes).is_err());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn frames_in_a_row_and_skipped_ones() {
+        let mut frames = Vec::new();
+        compress(b"one", &mut frames);
+        frames.extend_from_slice(&[0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9]);
+        compress(b"two", &mut frames);
+        assert_eq!(decompress(&frames, 6).unwrap(), b"onetwo");
+        frames.extend_from_slice(b"tail");
+        assert!(decompress(&frames, 6).is_err());
+    }
+
+    /// The library's decoder checks the header's checksum, which is a constant here.
+    #[test]
+    fn what_is_written_is_a_frame_for_others() {
+        let input = text(2 * BLOCK_BYTES + 7);
+        let mut frame = Vec::new();
+        compress(&input, &mut frame);
+        assert!(frame.len() < input.len());
+        let mut read = Vec::new();
+        std::io::Read::read_to_end(&mut lz4_flex::frame::FrameDecoder::new(frame.as_slice()), &mut read)
+            .unwrap();
+        assert_eq!(read, input);
+        let noise: Vec<u8> =
+            (0..BLOCK_BYTES as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
+        let mut frame = Vec::new();
+        compress(&noise, &mut frame);
+        assert_eq!(decompress(&frame, noise.len()).unwrap(), noise);
+    }
+}
