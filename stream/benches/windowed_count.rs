@@ -121,7 +121,7 @@ fn main() {
             if i == all {
                 source.barrier(Last::End, &mut outs[p]);
             }
-            in_sources += (cpu() - began);
+            in_sources += cpu() - began;
         }
         if since >= 200_000 && i < all {
             since = 0;
@@ -136,7 +136,7 @@ fn main() {
                 keyed[receiver].receive(sender, message, &mut to[receiver]).expect("rows on time");
             }
         }
-        in_keyed += (cpu() - began);
+        in_keyed += cpu() - began;
         for event in to.iter_mut().flat_map(TaskOutput::events) {
             match event {
                 Event::Output { batches, .. } => {

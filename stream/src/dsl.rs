@@ -270,14 +270,7 @@ impl<T: Send + 'static> Stream<T> {
         U: Send + 'static,
         I: IntoIterator<Item = U> + 'static,
     {
-        let f = Arc::new(f);
-        self.then("`flat_map`", |connect| {
-            Box::new(move |next| {
-                connect(Arc::new(move |env| {
-                    Box::new(FlatMap { f: Arc::clone(&f), out: Rows::default(), next: next(env) })
-                }));
-            })
-        })
+        self.then("`flat_map`", |connect| flat_mapped(connect, f))
     }
 
     /// Gives every row a key: what windows group by, and what `to` writes as the record's key.
@@ -317,6 +310,20 @@ fn mapped<T: Send + 'static, U: Send + 'static>(
     Box::new(move |next| {
         connect(Arc::new(move |env| {
             Box::new(Map { f: Arc::clone(&f), out: Rows::default(), next: next(env) })
+        }));
+    })
+}
+
+fn flat_mapped<T, U, I>(connect: Connect<T>, f: impl Fn(T) -> I + Send + Sync + 'static) -> Connect<U>
+where
+    T: Send + 'static,
+    U: Send + 'static,
+    I: IntoIterator<Item = U> + 'static,
+{
+    let f = Arc::new(f);
+    Box::new(move |next| {
+        connect(Arc::new(move |env| {
+            Box::new(FlatMap { f: Arc::clone(&f), out: Rows::default(), next: next(env) })
         }));
     })
 }
@@ -369,6 +376,20 @@ impl<K: Key, T: Send + 'static> Keyed<K, T> {
     pub fn map<U: Send + 'static>(self, f: impl Fn(T) -> U + Send + Sync + 'static) -> Keyed<K, U> {
         rename(&self.graph, self.open, "`map`");
         let connect = mapped(self.connect, move |(key, value)| (key, f(value)));
+        Keyed { graph: self.graph, connect, open: self.open }
+    }
+
+    /// Any number of rows for each row; each keeps the key.
+    pub fn flat_map<U, I>(self, f: impl Fn(T) -> I + Send + Sync + 'static) -> Keyed<K, U>
+    where
+        U: Send + 'static,
+        I: IntoIterator<Item = U> + 'static,
+    {
+        rename(&self.graph, self.open, "`flat_map`");
+        let connect = flat_mapped(self.connect, move |(key, value): (K, T)| {
+            let made: Vec<_> = f(value).into_iter().map(|value| (key.clone(), value)).collect();
+            made
+        });
         Keyed { graph: self.graph, connect, open: self.open }
     }
 

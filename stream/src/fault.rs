@@ -1,6 +1,6 @@
 //! The fault bank: one broken rule at a time, to see that the tests notice. Empty in normal builds.
 //!
-//! Cargo feature `faults` compiles the breaks in; [`set`] chooses one for the calling thread. Names and meanings are
+//! Cargo feature `faults` compiles the breaks in; `set` chooses one for the calling thread. Names and meanings are
 //! those of the executable model of time, where it has them.
 
 /// A rule that can be broken.

@@ -1,5 +1,6 @@
 //! Each broken rule is noticed by some seed of the random jobs: `cargo test --features faults --test faults`.
 #![cfg(feature = "faults")]
+#![allow(clippy::print_stdout, reason = "the table of what noticed what")]
 
 use tidemill_stream::fault::{self, Fault};
 use tidemill_stream::testing::random::simulate;

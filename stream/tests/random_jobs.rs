@@ -1,4 +1,5 @@
 //! 10,000 random small jobs and schedules equal a sequential reference. `TIDEMILL_SEEDS=0-10000` runs them all.
+#![allow(clippy::print_stdout, reason = "a seed told in words")]
 
 use tidemill_stream::testing::random::{Tally, simulate};
 

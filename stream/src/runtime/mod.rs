@@ -281,11 +281,11 @@ impl Machines {
         let n = parkers.len();
         let mut outlets: Vec<Vec<_>> = (0..n).map(|_| Vec::new()).collect();
         let mut inlets: Vec<Vec<_>> = (0..n).map(|_| Vec::new()).collect();
-        for sender in 0..self.sources.len() {
-            for receiver in 0..self.keyed.len() {
+        for (sender, outlets) in outlets.iter_mut().enumerate().take(self.sources.len()) {
+            for (receiver, inlets) in inlets.iter_mut().enumerate().take(self.keyed.len()) {
                 let (outlet, inlet) = channel(&wiring.ports[sender].waker, &wiring.ports[receiver].waker);
-                outlets[sender].push(outlet);
-                inlets[receiver].push(inlet);
+                outlets.push(outlet);
+                inlets.push(inlet);
             }
         }
         let mut sources = self.sources.into_iter();
