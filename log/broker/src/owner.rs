@@ -85,7 +85,7 @@ pub(crate) struct Owner {
     servers: Servers,
     accepting: JoinSet<()>,
     // Behind everything that uses the directory: freed when the last clone is dropped, after the log has closed.
-    lock: Option<DirLock>,
+    lock: Option<Arc<DirLock>>,
     dir: Arc<DataDir>,
 }
 
@@ -100,15 +100,18 @@ impl Owner {
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, said, broker, servers.clone()));
         let mut owner =
-            Owner { status, broker: None, servers, accepting, lock: Some(lock), dir: dir.clone() };
+            Owner { status, broker: None, servers, accepting, lock: Some(Arc::new(lock)), dir: dir.clone() };
 
         let path = dir.path().to_owned();
-        let opened = tokio::task::spawn_blocking(move || {
-            let fs = RealFs::new(&path).map_err(|e| e.to_string())?;
-            Log::open(Arc::new(fs), config).map_err(|e| explain(&e))
-        })
-        .await
-        .unwrap_or_else(|panic| Err(panic.to_string()));
+        let held = owner.lock.clone();
+        let opening = tokio::task::spawn_blocking(move || {
+            let opened = RealFs::new(&path)
+                .map_err(|e| e.to_string())
+                .and_then(|fs| Log::open(Arc::new(fs), config).map_err(|e| explain(&e)));
+            // An open goes on where its future is dropped: the directory stays locked until it, and the log, are gone.
+            (opened, held)
+        });
+        let (opened, _held) = opening.await.unwrap_or_else(|panic| (Err(panic.to_string()), None));
         match opened {
             Ok(log) => {
                 let broker = LocalBroker::new(log);
@@ -141,10 +144,19 @@ impl Owner {
         futures::future::join_all(servers.values().map(|server| server.drain(DRAIN_WITHIN))).await;
         self.stop_listening().await;
         let closed = match self.broker.take() {
-            Some(broker) => tokio::task::spawn_blocking(move || broker.log().close(CLOSE_WITHIN))
-                .await
-                .map_err(|panic| panic.to_string())
-                .and_then(|closed| closed.map_err(|e| e.to_string())),
+            Some(broker) => {
+                // A close goes on where its future is dropped, and the directory stays locked meanwhile.
+                let held = self.lock.clone();
+                let closing = tokio::task::spawn_blocking(move || {
+                    let closed = broker.log().close(CLOSE_WITHIN);
+                    drop(held);
+                    closed
+                });
+                closing
+                    .await
+                    .map_err(|panic| panic.to_string())
+                    .and_then(|closed| closed.map_err(|e| e.to_string()))
+            }
             None => Ok(()),
         };
         drop(self.lock.take());
