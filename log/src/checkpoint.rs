@@ -62,9 +62,8 @@ impl Checkpointer {
             return Ok(if self.doing.is_some() { Step::Worked } else { Step::Idle });
         };
         if let Some(key) = doing.files.pop() {
-            let skip = fault::active("slot-before-segments") && key.1 == Kind::Log
-                || fault::active("sidecar-unsynced") && key.1 != Kind::Log;
-            if skip {
+            let site = if key.1 == Kind::Log { "sync:segment" } else { "sync:sidecar" };
+            if fault::active(site) {
                 shared.segments.files.forget(key);
             } else {
                 shared.segments.files.sync(key).map_err(|e| ("syncing segments", e))?;
@@ -72,7 +71,7 @@ impl Checkpointer {
             return Ok(Step::Worked);
         }
         if let Some(dir) = doing.dirs.pop() {
-            if fault::active("dir-sync-segment") {
+            if fault::active("sync:segment-dir") {
                 shared.segments.files.forget_dir(&dir);
             } else {
                 shared.segments.files.sync_dir(&dir).map_err(|e| ("syncing a directory", e))?;
@@ -114,7 +113,7 @@ fn spare_file(shared: &Shared) -> io::Result<bool> {
     let bytes = shared.core.lock().journal.geometry.file_bytes;
     let made = shared.fs.open(&path, OpenHow::CreateNew).and_then(|file| {
         file.zero_fill(bytes)?;
-        file.sync()
+        file.sync() // nothing relies on it; the first round in the file would have to wait for it otherwise
     });
     let mut core = shared.core.lock();
     match made {
@@ -173,10 +172,8 @@ impl Doing {
         };
         let file = shared.fs.open(names::SLOTS[older], OpenHow::Write)?;
         slot::write(&*file, &slot::encode(shared.directory.as_u128(), &self.head, &self.state))?;
-        if !fault::active("skip-sync-slot") {
-            file.sync()?;
-            shared.count_sync();
-        }
+        fault::synced("sync:slot", || file.sync())?;
+        shared.count_sync();
         let mut core = shared.core.lock();
         core.journal.slots[older] = (self.head.sequence, self.head.c, self.c_n);
         core.journal.find_free();

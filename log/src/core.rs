@@ -450,6 +450,17 @@ impl Core {
         }
     }
 
+    /// Entries sequenced and not released yet, in order.
+    #[cfg(test)]
+    pub(crate) fn unreleased(&self) -> impl Iterator<Item = &Arc<Sequenced>> {
+        self.unreleased.iter()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
     /// Is there nothing that waits to be sequenced or written?
     pub(crate) fn is_quiet(&self) -> bool {
         self.queue.is_empty() && self.backlog.is_empty() && self.segment_queue.is_empty()

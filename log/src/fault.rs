@@ -2,6 +2,57 @@
 //!
 //! Only with the cargo feature `faults`; without it [`active`] is a constant and the branches vanish.
 
+use std::io;
+
+/// Every sync of the log that something relies on, by the name under which a test can leave it out.
+pub const SYNCS: &[(&str, &str)] = &[
+    ("sync:journal", "a round, before its entries are released"),
+    ("sync:journal-dir", "the new name of a recycled journal file, before a round is in it"),
+    ("sync:segment", "segments, before a slot says that they are there"),
+    ("sync:sidecar", "their sidecars, before the same"),
+    ("sync:segment-dir", "the names of new segments, before the same"),
+    ("sync:slot", "a slot, before what it stands for is used again"),
+    ("sync:topics-dir", "a topic's directory, before its entry"),
+    ("sync:topic-dir", "its partitions' directories, before its entry"),
+    (
+        "sync:open-names",
+        "open: the names of `format` and the slots, which a killed creation may have left unsynced",
+    ),
+    ("sync:open-slot", "open: the slot it started from, before the other one is written"),
+    ("sync:open-journal", "open: the replayed rounds"),
+    ("sync:open-segments", "open: what it wrote to segments, before the slots"),
+    ("sync:open-dirs", "open: the names of segments, before the slots"),
+    ("sync:open-other-slot", "open: the first slot, before the second is written"),
+    ("sync:open-this-slot", "open: the second slot, before a checkpoint writes the first"),
+    ("sync:create-format", "create: the bytes of `format`"),
+    ("sync:create-mark", "create: the mark that the rest is not complete"),
+    ("sync:create-slots", "create: the slots"),
+    ("sync:create-names", "create: every name, before `format` gets its own"),
+];
+
+/// Rules of the log whose breaking a test must notice.
+pub const BREAKS: &[(&str, &str)] = &[
+    ("ack-before-sync", "entries are acked when written"),
+    ("recycle-newer-only", "journal files are recycled below the newer slot only"),
+    ("unlink-one-slot", "files are unlinked when the newer slot is past them"),
+    ("slot-through-c", "the slot holds the sequenced State, journal and segments being there only through C"),
+    ("cut-before-decision", "recovery cuts segments before it knows whether there is corruption"),
+    ("both-slots-at-once", "open writes both slots before it syncs one of them"),
+    ("stale-accepted", "neither the LSN nor the link of a round is checked"),
+    ("link-unchecked", "a round is replayed without checking the previous crc"),
+    ("d-ignored", "damage below D is dropped like a tail"),
+    ("incarnation-kept", "open does not raise the incarnation"),
+    ("no-admission", "entries are queued though they may not fit the free journal files"),
+    ("lso-by-sequence", "the last stable offset moves when the end is queued"),
+    ("no-epoch-bump", "an abort that nobody asked for keeps the epoch"),
+];
+
+/// Does this sync, unless the site is left out.
+pub(crate) fn synced(site: &'static str, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    debug_assert!(SYNCS.iter().any(|(name, _)| *name == site), "{site} is not in the list");
+    if active(site) { Ok(()) } else { sync() }
+}
+
 #[cfg(feature = "faults")]
 mod on {
     use std::cell::Cell;

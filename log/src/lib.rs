@@ -5,6 +5,8 @@ mod checkpoint;
 mod clock;
 mod config;
 mod core;
+#[cfg(test)]
+mod crash_test;
 mod entry;
 mod error;
 pub mod fault;

@@ -4,6 +4,7 @@
 use crate::config::Config;
 use crate::core::Shared;
 use crate::error::{Corruption, OpenError, ReadError, WriteError};
+use crate::fault;
 use crate::fs::Fs;
 use crate::names;
 use crate::open::{Machine, open};
@@ -90,7 +91,8 @@ impl Log {
     /// every other request is answered with [`WriteError::Damaged`].
     pub fn open(fs: Arc<dyn Fs>, config: Config) -> Result<Self, OpenError> {
         let seed = config.seed;
-        let machine = open(fs, config)?;
+        let mut machine = open(fs, config)?;
+        machine.drain(); // what the open itself wrote is durable before anything is served
         let uuids = seed.map(|seed| {
             let incarnation = machine.shared.incarnation;
             rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ u64::from(incarnation) << 32)
@@ -332,8 +334,8 @@ fn make_directories(fs: &dyn Fs, topic: Uuid, partitions: u32) -> Result<(), Unm
 
 /// A sync that failed is never repeated, not even for want of space: the log stops.
 fn sync_directories(fs: &dyn Fs, topic: Uuid) -> Result<(), Unmade> {
-    fs.sync_dir(names::TOPICS).map_err(Unmade::Failed)?;
-    fs.sync_dir(&names::topic_dir(topic)).map_err(Unmade::Failed)
+    fault::synced("sync:topics-dir", || fs.sync_dir(names::TOPICS)).map_err(Unmade::Failed)?;
+    fault::synced("sync:topic-dir", || fs.sync_dir(&names::topic_dir(topic))).map_err(Unmade::Failed)
 }
 
 pub(crate) fn read(
@@ -360,7 +362,7 @@ pub(crate) fn read(
         }
         let until = match isolation {
             Isolation::ReadUncommitted => offsets.high_watermark,
-            Isolation::ReadCommitted if crate::fault::active("lso-by-sequence") => {
+            Isolation::ReadCommitted if fault::active("lso-by-sequence") => {
                 let core = shared.core.lock();
                 let stable = core.seq.partition(tp).map_or(offsets.high_watermark, Partition::last_stable);
                 stable.min(offsets.high_watermark)

@@ -32,16 +32,14 @@ pub(crate) struct Machine {
     pub checkpointer: Checkpointer,
 }
 
-/// Opens a directory; afterwards everything that recovery kept, and the entries of the open itself, are durable.
+/// Opens a directory. What recovery kept is durable; the entries of the open itself are queued.
 pub(crate) fn open(fs: Arc<dyn Fs>, config: Config) -> Result<Machine, OpenError> {
     let format = match Format::read(&*fs)? {
         Some(format) => format,
         None => create(&*fs, &config)?,
     };
     let decision = recovery::decide(&fs, format, config.open_files_max)?;
-    let mut machine = start(fs, config, decision)?;
-    machine.drain();
-    Ok(machine)
+    start(fs, config, decision)
 }
 
 /// Makes a new directory. `format.new` says that nothing in it counts yet; its rename to `format` makes it one.
@@ -76,8 +74,8 @@ fn create_files(fs: &dyn Fs, config: &Config) -> io::Result<Format> {
     let file = slot::open_or_create(fs, names::FORMAT_NEW)?;
     file.set_len(0)?;
     file.write_at(&[IoSlice::new(text.as_bytes())], 0)?;
-    file.sync()?;
-    fs.sync_dir("")?;
+    fault::synced("sync:create-format", || file.sync())?;
+    fault::synced("sync:create-mark", || fs.sync_dir(""))?;
     for dir in [names::JOURNAL, names::TOPICS] {
         match fs.create_dir(dir) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -90,21 +88,19 @@ fn create_files(fs: &dyn Fs, config: &Config) -> io::Result<Format> {
     for number in [1, 2] {
         let file = fs.open(&names::journal_file(number), OpenHow::CreateNew)?;
         file.zero_fill(journal_file_bytes)?;
-        file.sync()?;
     }
-    fs.sync_dir(names::JOURNAL)?;
     let end = End { lsn: journal_file_bytes, crc: 0 };
     for (name, sequence) in names::SLOTS.iter().zip(1..) {
         let file = slot::open_or_create(fs, name)?;
         file.set_len(0)?;
         let head = SlotHead { sequence, incarnation: 0, synced_through: end.lsn, c: end };
         slot::write(&*file, &slot::encode(directory.as_u128(), &head, &State::default()))?;
-        file.sync()?;
+        fault::synced("sync:create-slots", || file.sync())?;
     }
-    fs.sync_dir(names::TOPICS)?;
-    fs.sync_dir("")?;
+    // The names of journal files are synced with the first one that is taken.
+    fault::synced("sync:create-names", || fs.sync_dir(""))?;
     fs.rename(names::FORMAT_NEW, names::FORMAT)?;
-    fs.sync_dir("")?;
+    // Recovery, which comes next, syncs this name before anything relies on it.
     Ok(format)
 }
 

@@ -80,6 +80,9 @@ pub(crate) fn decide(fs: &Arc<dyn Fs>, format: Format, open_files_max: usize) ->
             found,
         )));
     };
+    if fault::active("cut-before-decision") {
+        cut_too_early(&**fs, &base.state).map_err(io_error("cutting segments"))?;
+    }
     let segments = Segments::new(fs.clone(), open_files_max);
     let from = base.head.c;
     let found = scan(&**fs, directory, geometry, from.lsn).map_err(io_error("reading the journal"))?;
@@ -104,6 +107,17 @@ pub(crate) fn decide(fs: &Arc<dyn Fs>, format: Format, open_files_max: usize) ->
         }
     }
     Ok(d)
+}
+
+/// A seeded bug: the bytes above the checkpoint may be the only good copy of what a damaged journal held.
+fn cut_too_early(fs: &dyn Fs, state: &State) -> io::Result<()> {
+    for (id, s) in state.segments() {
+        let file = fs.open(&names::segment_file(id, Kind::Log), crate::fs::OpenHow::Write)?;
+        if file.len()? > s.bytes {
+            file.set_len(s.bytes)?;
+        }
+    }
+    Ok(())
 }
 
 impl Decision {
@@ -172,17 +186,16 @@ impl Decision {
     }
 
     fn sync_what_was_read(&self, fs: &dyn Fs, geometry: Geometry) -> Result<(), OpenError> {
+        fault::synced("sync:open-names", || fs.sync_dir(""))
+            .map_err(io_error("syncing the data directory"))?;
         let name = names::SLOTS[self.newest];
-        if !fault::active("slot-not-resynced") {
-            let doing = || io_error(format!("syncing {name}"));
-            slot::open_or_create(fs, name).map_err(doing())?.sync().map_err(doing())?;
-        }
-        if !fault::active("skip-sync-replayed-journal") {
-            let files: BTreeSet<u64> = self.rounds.iter().map(|lsn| geometry.file(*lsn)).collect();
-            for number in files {
-                let path = names::journal_file(number);
-                self.scan.files[&number].file.sync().map_err(io_error(format!("syncing {path}")))?;
-            }
+        fault::synced("sync:open-slot", || slot::open_or_create(fs, name)?.sync())
+            .map_err(io_error(format!("syncing {name}")))?;
+        let files: BTreeSet<u64> = self.rounds.iter().map(|lsn| geometry.file(*lsn)).collect();
+        for number in files {
+            let path = names::journal_file(number);
+            fault::synced("sync:open-journal", || self.scan.files[&number].file.sync())
+                .map_err(io_error(format!("syncing {path}")))?;
         }
         Ok(())
     }
@@ -209,11 +222,12 @@ impl Decision {
                 self.segments.cut(SegmentId { tp, base: s.base, revision: s.revision }, s)?;
             }
         }
-        if fault::active("skip-sync-redone-segments") {
-            return Ok(());
-        }
         for key in self.segments.files.dirty() {
-            self.segments.files.sync(key)?;
+            if fault::active("sync:open-segments") {
+                self.segments.files.forget(key);
+            } else {
+                self.segments.files.sync(key)?;
+            }
         }
         // A file that the redo found there may have a name that was never synced.
         let touched = self.effects.iter().flat_map(|e| e.places.iter().map(|p| p.segment.tp));
@@ -222,10 +236,10 @@ impl Decision {
             .map(names::partition_dir)
             .chain(self.segments.files.dirty_dirs())
             .collect();
-        if fault::active("skip-sync-redone-dirs") {
-            return Ok(());
-        }
-        dirs.iter().try_for_each(|dir| self.segments.files.sync_dir(dir))
+        dirs.iter().try_for_each(|dir| match fault::active("sync:open-dirs") {
+            true => Ok(self.segments.files.forget_dir(dir)),
+            false => self.segments.files.sync_dir(dir),
+        })
     }
 
     fn write_slots(&self, fs: &dyn Fs) -> Result<[SlotHead; 2], OpenError> {
@@ -238,18 +252,16 @@ impl Decision {
             c: self.end,
         };
         let mut files = Vec::new();
-        for (k, i) in [1 - self.newest, self.newest].into_iter().enumerate() {
+        let sites = ["sync:open-other-slot", "sync:open-this-slot"];
+        for (k, (i, site)) in [1 - self.newest, self.newest].into_iter().zip(sites).enumerate() {
             let name = names::SLOTS[i];
             let doing = || io_error(format!("writing {name}"));
             let file = slot::open_or_create(fs, name).map_err(doing())?;
             let bytes = slot::encode(directory, &head(k as u64), &self.state);
             slot::write(&*file, &bytes).map_err(doing())?;
-            let skipped = [fault::active("skip-sync-other-slot"), fault::active("skip-sync-this-slot")][k];
-            if !skipped && !fault::active("both-slots-at-once") {
-                file.sync().map_err(doing())?;
+            if !fault::active("both-slots-at-once") {
+                fault::synced(site, || file.sync()).map_err(doing())?;
             }
-            // A slot that was missing has a new name.
-            fs.sync_dir("").map_err(io_error("syncing the data directory"))?;
             files.push(file);
         }
         if fault::active("both-slots-at-once") {

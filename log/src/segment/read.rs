@@ -235,46 +235,43 @@ impl Segments {
         s: &Segment,
         wanted: Wanted,
     ) -> Result<(Bytes, i64, i32), FileError> {
-        let start = self.locate(id, s, wanted.from)?;
-        let at = start.at;
-        let room = s.bytes - at;
-        let mut want = (wanted.bytes_max as u64 + super::INDEX_EVERY).min(room).max(HEADER_BYTES as u64);
+        let mut start = self.locate(id, s, wanted.from)?;
+        let mut want = (wanted.bytes_max as u64 + super::INDEX_EVERY).max(HEADER_BYTES as u64);
+        let end_of = |w: &Walked| w.at + w.header.size as u64;
         loop {
-            let chunk = self.read_at(id, Kind::Log, at, want.min(room))?;
+            let at = start.at;
+            let chunk = self.read_at(id, Kind::Log, at, want.min(s.bytes - at))?;
             let (walked, after) = self.walk(id, &chunk, start, s)?;
             let held = walked.iter().skip_while(|w| w.header.next_offset() <= wanted.from);
-            let held: Vec<&Walked> = held.take_while(|w| w.header.base_offset < wanted.until).collect();
-            let Some(&first) = held.first() else {
-                // Everything in the chunk lies before the wanted offset: go on behind it.
-                match walked.last() {
-                    Some(last)
-                        if last.header.next_offset() <= wanted.from && last.header.next_offset() < s.end =>
-                    {
-                        self.remember(id, after);
-                        return self.read(id, s, wanted);
-                    }
-                    _ => return Ok((Bytes::new(), wanted.from, 0)),
+            let held: Vec<&Walked> = held.collect();
+            let first = match held.first() {
+                Some(first) => *first,
+                // The chunk lies before the wanted offset: go on behind it.
+                None if after.at < s.bytes => {
+                    start = after;
+                    continue;
+                }
+                None => {
+                    let expected = format!("a batch with offset {}", wanted.from);
+                    return Err(corrupt(id, Kind::Log, at, expected, "the end"));
                 }
             };
-            let end_of = |w: &Walked| w.at + w.header.size as u64;
             if end_of(first) - at > chunk.len() as u64 {
                 want = end_of(first) - at; // a batch larger than what was asked for comes whole
                 continue;
             }
             let most = (first.at + wanted.bytes_max as u64).max(end_of(first)).min(at + chunk.len() as u64);
-            let held: Vec<&Walked> = held.into_iter().take_while(|w| end_of(w) <= most).collect();
-            let last = held.last().expect("at least the first");
+            let enough = |w: &&Walked| end_of(w) <= most && w.header.base_offset < wanted.until;
+            let held: Vec<&Walked> = held.into_iter().take_while(enough).collect();
+            let Some(last) = held.last() else {
+                return Ok((Bytes::new(), wanted.from, 0)); // what is left begins where the reader may not look yet
+            };
             let heads = self.heads(id, first.ordinal, last.ordinal + 1 - first.ordinal)?;
-            let mut next = first.header.base_offset;
             for (w, head) in held.iter().zip(heads) {
                 let (from, to) = (to_usize(w.at - at), to_usize(end_of(w) - at));
-                let header = self.check_batch(id, w.at, w.ordinal, &chunk[from..to], head)?;
-                if header.base_offset < next {
-                    let found = format!("{}", header.base_offset);
-                    return Err(corrupt(id, Kind::Log, w.at, format!("offset {next} or above"), found));
-                }
-                next = header.next_offset();
+                self.check_batch(id, w.at, w.ordinal, &chunk[from..to], head)?;
             }
+            let next = last.header.next_offset();
             self.remember(id, IndexEntry { offset: next, at: end_of(last), ordinal: last.ordinal + 1 });
             let bytes = chunk.slice(to_usize(first.at - at)..to_usize(end_of(last) - at));
             return Ok((bytes, next, last.header.leader_epoch));
