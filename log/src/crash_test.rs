@@ -34,7 +34,9 @@ use crate::state::State;
 use crate::ticket::Ticket;
 use crate::types::*;
 use crate::writer::{Seal, Step};
-use crate::{Clock, fault};
+use crate::Clock;
+#[cfg(feature = "faults")]
+use crate::fault;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use rand::seq::IndexedRandom;
