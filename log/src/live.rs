@@ -92,7 +92,16 @@ impl Log {
     pub fn open(fs: Arc<dyn Fs>, config: Config) -> Result<Self, OpenError> {
         let seed = config.seed;
         let mut machine = open(fs, config)?;
-        machine.drain(); // what the open itself wrote is durable before anything is served
+        // What the open itself wrote is durable before anything is served.
+        let drained = machine.drain();
+        let stopped = machine.shared.core.lock().stopped.clone();
+        if let Some(why) = stopped {
+            return Err(OpenError::Io { doing: why.to_string(), source: io::Error::other("the log stopped") });
+        }
+        if !drained {
+            let doing = "opening: there is no journal file to write to and no space for one".into();
+            return Err(OpenError::Io { doing, source: io::ErrorKind::StorageFull.into() });
+        }
         let uuids = seed.map(|seed| {
             let incarnation = machine.shared.incarnation;
             rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ u64::from(incarnation) << 32)
