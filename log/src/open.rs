@@ -88,7 +88,10 @@ fn create_files(fs: &dyn Fs, config: &Config) -> io::Result<Format> {
     for number in [1, 2] {
         let file = fs.open(&names::journal_file(number), OpenHow::CreateNew)?;
         file.zero_fill(journal_file_bytes)?;
+        // No entry relies on these two syncs, but an open on a disk that is full by then does.
+        fault::synced("sync:create-journal", || file.sync())?;
     }
+    fault::synced("sync:create-journal-dir", || fs.sync_dir(names::JOURNAL))?;
     let end = End { lsn: journal_file_bytes, crc: 0 };
     for (name, sequence) in names::SLOTS.iter().zip(1..) {
         let file = slot::open_or_create(fs, name)?;
@@ -97,7 +100,6 @@ fn create_files(fs: &dyn Fs, config: &Config) -> io::Result<Format> {
         slot::write(&*file, &slot::encode(directory.as_u128(), &head, &State::default()))?;
         fault::synced("sync:create-slots", || file.sync())?;
     }
-    // The names of journal files are synced with the first one that is taken.
     fault::synced("sync:create-names", || fs.sync_dir(""))?;
     fs.rename(names::FORMAT_NEW, names::FORMAT)?;
     // Recovery, which comes next, syncs this name before anything relies on it.
@@ -131,13 +133,17 @@ fn start(fs: Arc<dyn Fs>, config: Config, decision: Decision) -> Result<Machine,
         pins: Pins::default(),
     };
     let files = decision.scan.files.keys().copied().collect();
-    let journal = JournalState::new(geometry, decision.end, state.n, files, slots_at(slots, state.n));
+    let mut journal = JournalState::new(geometry, decision.end, state.n, files, slots_at(slots, state.n));
     if decision.damage.is_none() {
         for (number, f) in decision.scan.files.iter().filter(|(_, f)| f.bytes < geometry.file_bytes) {
             // A crash left this one half made; what is used later must be filled.
-            let doing = || io_error(format!("filling {}", names::journal_file(*number)));
-            f.file.zero_fill(geometry.file_bytes).map_err(doing())?;
-            f.file.sync().map_err(doing())?;
+            match f.file.zero_fill(geometry.file_bytes).and_then(|()| f.file.sync()) {
+                Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                    tracing::warn!(number, "no space to fill this journal file; going on without it");
+                    journal.free.remove(number);
+                }
+                other => other.map_err(io_error(format!("filling {}", names::journal_file(*number))))?,
+            }
         }
     }
     let shared = Arc::new(Shared {
