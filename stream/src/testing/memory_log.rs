@@ -106,6 +106,11 @@ impl MemoryLog {
         topic.info.partitions += 1;
     }
 
+    /// Deletes a topic. One made again under its name is another incarnation.
+    pub fn delete_topic(&self, topic: &str) {
+        self.0.lock().topics.remove(topic);
+    }
+
     /// Drops what is before `log_start` for readers.
     ///
     /// # Panics
