@@ -266,7 +266,8 @@ impl Core {
             reserved: HashMap::new(),
         };
         // Transactions that stay open get their whole timeout again.
-        for (id, owner) in core.seq.owners.iter().filter(|(_, o)| o.txn.is_some()) {
+        let again = !fault::active("no-timeout-after-open");
+        for (id, owner) in core.seq.owners.iter().filter(|(_, o)| o.txn.is_some() && again) {
             core.timeouts.insert(id.clone(), now + Duration::from_millis(owner.timeout_ms.into()));
         }
         core.count_room();

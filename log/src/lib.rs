@@ -23,6 +23,8 @@ mod segment_writer;
 mod slot;
 mod state;
 mod ticket;
+#[cfg(test)]
+mod transactions_test;
 mod types;
 mod writer;
 

@@ -19,6 +19,7 @@ mod txn;
 
 use crate::entry::{Change, Entry};
 use crate::error::{Refusal, WriteError};
+use crate::fault;
 use crate::state::State;
 use crate::types::{Connection, Producer};
 use std::collections::HashMap;
@@ -69,7 +70,10 @@ impl Pins {
     fn pin(&mut self, producer: Producer, connection: Connection) -> bool {
         let pin = self.by_id.entry(producer.id).or_insert((producer.epoch, connection));
         if *pin > (producer.epoch, connection) {
-            return crate::fault::active("not-pinned");
+            // The pin hides what the other two break.
+            return ["not-pinned", "beyond-five-accepted", "retry-gives-current"]
+                .into_iter()
+                .any(fault::active);
         }
         *pin = (producer.epoch, connection);
         true
@@ -105,7 +109,7 @@ impl Context {
         let Some(known) = s.producers.get(&producer.id) else {
             return Err((0, Refusal::UnknownProducer(producer.id).into()));
         };
-        if known.epoch != producer.epoch {
+        if known.epoch != producer.epoch && !fault::active("no-epoch-check") {
             let current = Producer { id: producer.id, epoch: known.epoch };
             return Err((known.n, WriteError::Fenced { current: Some(current) }));
         }

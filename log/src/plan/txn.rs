@@ -9,6 +9,7 @@ use super::{Context, Plan, Request};
 use crate::batch::{Marker, control_batch};
 use crate::entry::{Change, CommittedOffset, Entry, StoredBatch};
 use crate::error::{Refusal, WriteError};
+use crate::fault;
 use crate::state::{Owner, State};
 use crate::types::{AddOffsets, CommitOffsets, EndTxn, Ended, Mode, OffsetCommit, Outcome, TopicPartition};
 
@@ -123,9 +124,14 @@ impl Request for EndTxn {
             return Plan::refused(Refusal::UnknownTransactionalId(self.transactional_id.clone()));
         };
         if owner.producer != self.producer {
+            if fault::active("retried-end-blind") {
+                let answer = Ended { outcome: self.outcome, next: owner.producer };
+                return Plan::Rests { n: owner.n, answer };
+            }
             return match owner.last {
                 Some(last) if last.producer == self.producer => {
-                    Plan::Rests { n: owner.n, answer: Ended { outcome: last.outcome, next: last.next } }
+                    let next = if fault::active("retry-gives-current") { owner.producer } else { last.next };
+                    Plan::Rests { n: owner.n, answer: Ended { outcome: last.outcome, next } }
                 }
                 _ => {
                     Plan::Refused { n: owner.n, error: WriteError::Fenced { current: Some(owner.producer) } }
@@ -135,7 +141,10 @@ impl Request for EndTxn {
         if let Err((n, error)) = with.current(s, self.producer, self.connection) {
             return Plan::Refused { n, error };
         }
-        let (entry, answer) = end(s, &self.transactional_id, owner, self.outcome, with);
+        let (mut entry, mut answer) = end(s, &self.transactional_id, owner, self.outcome, with);
+        if let (Change::End { next, .. }, true) = (&mut entry.change, fault::active("epoch-kept")) {
+            (*next, answer.next) = (owner.producer, owner.producer);
+        }
         Plan::Entry { entry, answer }
     }
 }
@@ -160,8 +169,7 @@ impl Request for AbortUnasked {
         match s.owners.get(&self.transactional_id) {
             Some(owner) if owner.txn.is_some() => {
                 let (mut entry, _) = end(s, &self.transactional_id, owner, Outcome::Aborted, with);
-                if let (Change::End { next, .. }, true) =
-                    (&mut entry.change, crate::fault::active("no-epoch-bump"))
+                if let (Change::End { next, .. }, true) = (&mut entry.change, fault::active("no-epoch-bump"))
                 {
                     *next = owner.producer;
                 }

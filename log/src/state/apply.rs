@@ -7,6 +7,7 @@ use super::{
 };
 use crate::batch::advance_sequence;
 use crate::entry::{Change, CommittedOffset, Entry, Facts, StoredBatch};
+use crate::fault;
 use crate::types::{AbortedRange, Outcome, Producer, TopicPartition};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -135,7 +136,7 @@ impl State {
         carried: Option<Producer>,
     ) {
         let (n, clock) = (self.n, self.clock);
-        if let Some(old) = replaces.filter(|old| *old != producer.id) {
+        if let Some(old) = replaces.filter(|old| *old != producer.id && !fault::active("old-id-stays")) {
             self.producers.remove(&old);
         }
         self.next_producer = self.next_producer.max(producer.id + 1);
