@@ -484,7 +484,11 @@ impl Connection {
         for _ in 0..ROUNDS_PER_POLL {
             self.take(cx);
             let had_room = self.writer.queued() < UNWRITTEN_MAX;
-            self.write(cx)?;
+            if let Err(ended) = self.write(cx) {
+                // Answers, and a GOAWAY, that arrived before the socket broke still count.
+                let _ = self.read(cx);
+                return Poll::Ready(Err(ended));
+            }
             let closing = self.shared.closing.load(Ordering::Acquire);
             if closing {
                 // Nobody waits any more. The CANCELs had their chance.
@@ -528,18 +532,17 @@ impl Connection {
         if self.writer.queued() == 0 {
             return Ok(());
         }
-        let before = self.writer.written();
-        if let Poll::Ready(Err(error)) = self.writer.poll_write(&mut *self.io, cx) {
-            return Err(error.into());
-        }
+        let polled = self.writer.poll_write(&mut *self.io, cx);
+        // Also where the write failed: what went out before may have arrived whole.
         let written = self.writer.written();
-        if written > before {
-            let whole = self.unsent.partition_point(|(end, _)| *end <= written);
-            if whole > 0 {
-                self.shared.table.written(self.unsent.drain(..whole).map(|(_, id)| id));
-            }
+        let whole = self.unsent.partition_point(|(end, _)| *end <= written);
+        if whole > 0 {
+            self.shared.table.written(self.unsent.drain(..whole).map(|(_, id)| id));
         }
-        Ok(())
+        match polled {
+            Poll::Ready(Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Handles frames, then reads until the socket has nothing. True where there may be more.
