@@ -106,6 +106,10 @@ pub struct ErrorBody {
 
 /// An error that methods return: an enum whose variants carry written numbers, with
 /// `#[derive(WireError)]`. It takes in [`RpcError`], because every call can fail on the way.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel as the error of a service method",
+    note = "derive `tidemill_rpc::WireError` for it, with `From<RpcError>`: every call can fail on the way"
+)]
 pub trait WireError: From<RpcError> + std::fmt::Debug + Send + 'static {
     /// The number and the fields.
     fn encode(&self) -> ErrorBody;

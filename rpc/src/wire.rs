@@ -19,6 +19,53 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// A type that may travel in the body of a request or an answer. Derive it, with `Serialize` and `Deserialize`.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// use tidemill_rpc::Wire;
+///
+/// #[derive(Serialize, Deserialize, Wire)]
+/// struct Entry {
+///     name: String,
+///     size: Option<u64>,
+/// }
+/// const LEAST: usize = <Vec<Entry> as Wire>::MIN;
+/// assert_eq!((Entry::MIN, LEAST), (2, 1));
+/// ```
+///
+/// A type that contains itself has no schema:
+///
+/// ```compile_fail,E0391
+/// # use serde::{Deserialize, Serialize};
+/// # use tidemill_rpc::{Schema, Wire};
+/// #[derive(Serialize, Deserialize, Wire)]
+/// struct Tree {
+///     children: Vec<Tree>,
+/// }
+/// const SCHEMA: &Schema = Tree::SCHEMA;
+/// ```
+///
+/// Elements of collections that are large in memory and may be small on the wire, or nothing, do not compile:
+///
+/// ```compile_fail,E0080
+/// # use serde::{Deserialize, Serialize};
+/// # use tidemill_rpc::{Schema, Wire};
+/// #[derive(Serialize, Deserialize, Wire)]
+/// enum Large {
+///     Small,
+///     Big([u64; 8]),
+/// }
+/// const SCHEMA: &Schema = <Vec<Large> as Wire>::SCHEMA;
+/// ```
+///
+/// ```compile_fail,E0080
+/// # use tidemill_rpc::{Schema, Wire};
+/// const SCHEMA: &Schema = <Vec<()> as Wire>::SCHEMA;
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel",
+    note = "derive `Serialize`, `Deserialize` and `tidemill_rpc::Wire` for it, or use a type that has them"
+)]
 pub trait Wire: Serialize + DeserializeOwned + Send + 'static {
     /// Names, order and field types, recursively.
     const SCHEMA: &'static Schema;

@@ -158,7 +158,8 @@ fn client(service: &Service, names: &Names) -> TokenStream {
             }
         }
     });
-    let doc = format!("Calls [`{}`] at the other end of a connection: the stub is the trait.", ident.unraw());
+    let doc =
+        format!(" Calls [`{}`] at the other end of a connection: the stub is the trait.", ident.unraw());
     quote! {
         #(#cfgs)*
         #[doc = #doc]
@@ -273,7 +274,7 @@ fn server(service: &Service, names: &Names) -> TokenStream {
         }
     });
     let arms: Vec<TokenStream> = arms.collect();
-    let doc = format!("Serves an implementation of [`{}`].", ident.unraw());
+    let doc = format!(" Serves an implementation of [`{}`].", ident.unraw());
     quote! {
         #(#cfgs)*
         #[doc = #doc]
@@ -350,7 +351,7 @@ fn any(service: &Service, names: &Names) -> TokenStream {
         }
     });
     let doc = format!(
-        "Any [`{}`], chosen at run time: local, remote, or a wrapper. A clone is a handle; a call costs one box.",
+        " Any [`{}`], chosen at run time: local, remote, or a wrapper. A clone is a handle; a call costs one box.",
         ident.unraw()
     );
     let erased_generics = quote!(#erased #arguments);
