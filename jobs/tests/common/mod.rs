@@ -1,6 +1,6 @@
 //! A data directory, the access-log lines in it, and what job `ip-count` made of them.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

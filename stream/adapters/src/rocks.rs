@@ -132,6 +132,18 @@ fn options(memory_bytes_max: usize, cache: &Cache) -> Options {
     options
 }
 
+/// Every entry of the store in `dir`, in key order. The job must not be running.
+///
+/// # Errors
+///
+/// If the store is not there, is held by another process, or cannot be read.
+pub fn dump_state(dir: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    let db = DB::open_for_read_only(&Options::default(), dir, false).map_err(store)?;
+    db.iterator(IteratorMode::Start)
+        .map(|entry| entry.map(|(key, value)| (key.into_vec(), value.into_vec())).map_err(store))
+        .collect()
+}
+
 impl StateBackend for RocksState {
     fn get_many(&self, keys: &KeyList, found: &mut dyn FnMut(usize, &[u8])) -> Result<(), StateError> {
         let Some(family) = self.db.cf_handle(rocksdb::DEFAULT_COLUMN_FAMILY_NAME) else {
