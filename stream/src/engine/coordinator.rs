@@ -101,12 +101,15 @@ pub const COMMIT_STEPS: [StepRow; 7] = [
     },
 ];
 
+/// Committed epochs that may wait for a store write, however small they are.
+const UNWRITTEN_EPOCHS_MAX: usize = 1_024;
+
 /// When commits and store writes are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitPolicy {
     /// Milliseconds between commits; stretched, up to tenfold, so that alignment takes at most a tenth of the time.
     pub interval: i64,
-    /// Unwritten committed bytes at which the store is written.
+    /// Unwritten committed bytes at which the store is written; a quarter of `flush_records_max` does it too.
     pub write_bytes_max: usize,
     /// Bytes committed since the last flush at which the store is flushed: bounds recovery.
     pub flush_bytes_max: usize,
@@ -316,6 +319,7 @@ pub struct Coordinator {
     finished: BTreeSet<usize>,
     unwritten: Vec<Epoch>,
     unwritten_bytes: usize,
+    unwritten_records: usize,
     positions: BTreeMap<(u32, bool), Position>,
     writing: bool,
     flushing: bool,
@@ -354,6 +358,7 @@ impl Coordinator {
             finished: BTreeSet::new(),
             unwritten: Vec::new(),
             unwritten_bytes: 0,
+            unwritten_records: 0,
             positions: BTreeMap::new(),
             writing: false,
             flushing: false,
@@ -500,9 +505,15 @@ impl Coordinator {
         if self.pressed || self.last() != Last::No || since >= interval.unsigned_abs() {
             self.barrier(now);
         }
-        if self.unwritten_bytes >= self.policy.write_bytes_max {
+        if self.write_is_due() {
             self.write();
         }
+    }
+
+    fn write_is_due(&self) -> bool {
+        self.unwritten_bytes >= self.policy.write_bytes_max
+            || self.unwritten_records >= self.policy.flush_records_max / 4
+            || self.unwritten.len() >= UNWRITTEN_EPOCHS_MAX
     }
 
     fn barrier(&mut self, now: i64) {
@@ -668,7 +679,8 @@ impl Coordinator {
         self.summary.closed_early.extend(&ending.closed_early);
         self.note_positions(positions);
         self.unwritten_bytes += ending.cells.iter().map(|c| c.bytes()).sum::<usize>();
-        self.unwritten.push(ending);
+        self.unwritten_records += self.records_of(&ending);
+        self.unwritten.push(Epoch { offsets: Vec::new(), joins: Vec::new(), ..ending });
         self.actions.push_back(Action::Committed { epoch });
         self.phase = Phase::Running;
         if last == Last::No {
@@ -680,6 +692,12 @@ impl Coordinator {
         } else {
             self.over();
         }
+    }
+
+    /// Changelog records of an epoch: what a start would replay.
+    fn records_of(&self, epoch: &Epoch) -> usize {
+        let marks = epoch.marks.map_or(0, |_| usize::from(self.start.layout.shards));
+        epoch.cells.iter().map(|c| c.len()).sum::<usize>() + marks
     }
 
     fn note_positions(&mut self, positions: Vec<(TopicId, u32, Position)>) {
@@ -716,6 +734,7 @@ impl Coordinator {
     /// Writes what is committed and unwritten, unless a write is under way.
     fn write(&mut self) {
         let Some(changelogs) = &self.start.changelogs else {
+            // Without a keyed step there is no store.
             self.unwritten.clear();
             return;
         };
@@ -729,13 +748,12 @@ impl Coordinator {
         for epoch in self.unwritten.drain(..) {
             batch.epoch = epoch.epoch;
             self.unflushed.0 += epoch.cells.iter().map(|c| c.bytes()).sum::<usize>();
-            self.unflushed.1 += epoch.cells.iter().map(|c| c.len()).sum::<usize>();
             if epoch.marks.is_some() {
                 batch.marks = shards.clone().map(|s| (store, s, self.marks)).collect();
-                self.unflushed.1 += batch.marks.len();
             }
             batch.cells.extend(epoch.cells);
         }
+        self.unflushed.1 += std::mem::take(&mut self.unwritten_records);
         self.unwritten_bytes = 0;
         if self.oldest_stored <= self.marks.closed {
             batch.purge = shards.map(|s| (store, s)).collect();
@@ -767,3 +785,6 @@ impl Coordinator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
