@@ -42,7 +42,7 @@ pub use tidemill_adapters as adapters;
 pub use tidemill_adapters::main;
 pub use tidemill_adapters::{JobError, JobPlan, JobSpec};
 pub use tidemill_stream as stream;
-pub use tidemill_stream::{args, engine, io, names, record, runtime, state};
+pub use tidemill_stream::{args, engine, io, names, record, runtime, state, testing};
 
 /// What a job needs.
 pub mod prelude {
