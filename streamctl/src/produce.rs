@@ -8,7 +8,7 @@
 //! `--skip-lines` with that number continues without a gap, and without a repeat unless some are in doubt.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
@@ -48,6 +48,9 @@ pub async fn run(dir: &Path, args: &cli::Produce, stop: &Stop) -> Result<()> {
             Box::new(file)
         }
     };
+    if args.file.is_none() && io::stdin().is_terminal() {
+        crate::note(format_args!("reads lines from the terminal; Ctrl-D ends them"));
+    }
     let access = data::open(dir, if args.create { Intent::Create } else { Intent::Use }).await?;
     let result = async {
         let topic = topic(&access, args).await?;

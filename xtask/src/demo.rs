@@ -23,6 +23,7 @@ use crate::counted::Counted;
 use crate::recount::{Recount, Settings};
 use crate::streamctl::{Status, Streamctl};
 
+const LINES: u64 = 2_000_000;
 const PARTITIONS: u32 = 4;
 const WINDOW_MS: i64 = 5_000;
 const BOUND_MS: i64 = 10_000;
@@ -39,7 +40,7 @@ pub struct Demo {
     #[arg(long, hide = true)]
     streamctl: PathBuf,
     /// How many lines.
-    #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(200_000..))]
+    #[arg(long, default_value_t = LINES, value_parser = clap::value_parser!(u64).range(200_000..))]
     lines: u64,
     /// Chooses the lines.
     #[arg(long, default_value_t = 1)]
@@ -53,6 +54,11 @@ pub struct Demo {
 }
 
 impl Demo {
+    /// The demo as `./x demo` runs it, with this binary.
+    pub fn with_defaults(streamctl: PathBuf) -> Self {
+        Demo { streamctl, lines: LINES, seed: 1, keep: false, dir: None }
+    }
+
     /// Runs the demo; an error unless every window is exact.
     #[allow(clippy::print_stdout, reason = "what it prints is its result")]
     pub fn run(&self) -> Result<()> {

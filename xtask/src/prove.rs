@@ -7,10 +7,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use crate::demo::Demo;
 use crate::{full_disk, kills};
 
-/// Crates with a bank of seeded faults: rules that a test breaks to see that it notices.
+/// Crates with a bank of seeded faults: rules that a test breaks to see that it notices. Their sweeps are whole here
+/// (every case of the log's, 10,000 random jobs of the engine's), where `./x test` takes samples.
 const FAULT_BANKS: [&str; 2] = ["tidemill-log", "tidemill-stream"];
+const WHOLE_SWEEPS: [(&str, &str); 2] = [("TIDEMILL_SWEEP", "all"), ("TIDEMILL_SEEDS", "0-10000")];
 
 /// `./x prove ...`
 #[derive(Debug, Args)]
@@ -49,16 +52,16 @@ impl Prove {
             done.in_flight > 0 || self.kills < 10,
             "no kill met output rows in flight: they proved too little"
         );
+        println!("\n== the demo");
+        Demo::with_defaults(self.streamctl.clone()).run()?;
         println!("\n./x prove: all banks held, in {} s", started.elapsed().as_secs());
         Ok(())
     }
 }
 
-/// Cargo, told by `TIDEMILL_PROVE=1` that tests with more seeds to try may try them.
 fn cargo(args: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status =
-        Command::new(cargo).args(args).env("TIDEMILL_PROVE", "1").status().context("cannot start cargo")?;
+    let status = Command::new(cargo).args(args).envs(WHOLE_SWEEPS).status().context("cannot start cargo")?;
     ensure!(status.success(), "cargo {} ended with {status}", args.join(" "));
     Ok(())
 }
