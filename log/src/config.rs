@@ -41,7 +41,9 @@ impl Default for Config {
             clock: Arc::new(SystemClock::default()),
             seed: None,
             journal_file_bytes: 16 << 20,
-            journal_files_max: 64,
+            // 16 files of 16 MiB: a checkpoint every 128 MiB. More would be zero-filled before any is used twice,
+            // and replayed after a crash.
+            journal_files_max: 16,
             backlog_max: 4096,
             open_files_max: 256,
             last_epoch: None,

@@ -11,8 +11,8 @@
 //! Invariants:
 //!
 //! * `released_n <= min(synced_n, segments_n) <= seq.n`; the released State is the fold of the first `released_n`.
-//! * Everything queued fits the current journal file and the free ones (admission), so the queue always drains and
-//!   a checkpoint may start at any time.
+//! * Everything queued fits the current journal file and the free ones (admission), so what is queued is written
+//!   without waiting for a checkpoint. (A checkpoint copies the *released* State and so never waits for the queue.)
 //! * Journal files are free only below both slots' C.
 //! * After the log stopped nothing is sequenced, released or acknowledged.
 
@@ -23,7 +23,7 @@ use crate::fault;
 use crate::fs::Fs;
 use crate::journal::{End, Geometry, round_bytes};
 use crate::notify::Notify;
-use crate::plan::{AbortUnasked, Context, Plan, Request};
+use crate::plan::{AbortUnasked, Context, Expire, Plan, Request};
 use crate::segment::Segments;
 use crate::state::{Effects, SegmentId, State};
 use crate::ticket::{Pending, Slot, Ticket};
@@ -41,6 +41,9 @@ use uuid::Uuid;
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// Bytes reserved per open transaction for its marker.
 const MARKER_ROOM: u64 = 128;
+
+/// How often idle producers are looked for.
+const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 /// What the threads of a log share.
 pub(crate) struct Shared {
@@ -82,6 +85,8 @@ pub(crate) struct Core {
     reserved: HashMap<TopicPartition, (SegmentId, u64)>,
     /// Aging clock and monotonic time at open.
     opened: (i64, Duration),
+    /// When to look for idle producers again.
+    expire_next: Duration,
 }
 
 /// An entry with its number.
@@ -159,7 +164,7 @@ impl JournalState {
 
     /// Does an entry of this weight fit behind everything queued?
     fn fits(&self, weight: u64) -> bool {
-        fault::active("no-admission") || weight <= self.room_bytes || self.room_files > 0
+        weight <= self.room_bytes || self.room_files > 0
     }
 
     fn take_room(&mut self, weight: u64) {
@@ -246,6 +251,7 @@ impl Core {
         let n = state.n;
         let mut core = Self {
             opened: (context.clock, now),
+            expire_next: now,
             seq: state,
             context,
             queue: VecDeque::new(),
@@ -286,7 +292,7 @@ impl Core {
     /// Should the journal get one more file?
     pub(crate) fn wants_file(&self, files_max: usize) -> bool {
         let j = &self.journal;
-        j.room_files == 0 && j.files.len() < files_max && !j.grown_out && !fault::active("no-admission")
+        j.room_files == 0 && j.files.len() < files_max && !j.grown_out
     }
 
     /// Is half of the journal's budget used?
@@ -505,6 +511,27 @@ impl Shared {
             asked.fail(WriteError::Busy);
         }
         ticket
+    }
+
+    /// Forgets producers that were idle for long, once in a while.
+    pub(crate) fn expire_producers(&self) {
+        let idle = {
+            let mut core = self.core.lock();
+            let now = core.tick(self);
+            if core.stopped.is_some() || now < core.expire_next {
+                return;
+            }
+            core.expire_next = now + EXPIRE_EVERY;
+            Expire::idle(&core.seq, core.context.clock)
+        };
+        if let Some(expire) = idle {
+            tracing::info!(
+                producers = expire.producers.len(),
+                owners = expire.transactional_ids.len(),
+                "expired"
+            );
+            drop(self.submit(expire));
+        }
     }
 
     /// Aborts transactions whose time is over.

@@ -19,7 +19,6 @@ pub const SYNCS: &[(&str, &str)] = &[
         "open: the names of `format` and the slots, which a killed creation may have left unsynced",
     ),
     ("sync:open-slot", "open: the slot it started from, before the other one is written"),
-    ("sync:open-journal", "open: the replayed rounds"),
     ("sync:open-segments", "open: what it wrote to segments, before the slots"),
     ("sync:open-dirs", "open: the names of segments, before the slots"),
     ("sync:open-other-slot", "open: the first slot, before the second is written"),
@@ -48,14 +47,16 @@ pub const BREAKS: &[(&str, &str)] = &[
     ("link-unchecked", "a round is replayed without checking the previous crc"),
     ("d-ignored", "damage below D is dropped like a tail"),
     ("incarnation-kept", "open does not raise the incarnation"),
-    ("no-admission", "entries are queued though they may not fit the free journal files"),
     ("lso-by-sequence", "the last stable offset moves when the end is queued"),
     ("no-epoch-bump", "an abort that nobody asked for keeps the epoch"),
 ];
 
 /// Does this sync, unless the site is left out.
 pub(crate) fn synced(site: &'static str, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    debug_assert!(SYNCS.iter().chain(SYNCS_FOR_SPACE).any(|(name, _)| *name == site), "{site} is not in the list");
+    debug_assert!(
+        SYNCS.iter().chain(SYNCS_FOR_SPACE).any(|(name, _)| *name == site),
+        "{site} is not in the list"
+    );
     if active(site) { Ok(()) } else { sync() }
 }
 

@@ -96,7 +96,10 @@ impl Log {
         let drained = machine.drain();
         let stopped = machine.shared.core.lock().stopped.clone();
         if let Some(why) = stopped {
-            return Err(OpenError::Io { doing: why.to_string(), source: io::Error::other("the log stopped") });
+            return Err(OpenError::Io {
+                doing: why.to_string(),
+                source: io::Error::other("the log stopped"),
+            });
         }
         if !drained {
             let doing = "opening: there is no journal file to write to and no space for one".into();
@@ -466,6 +469,7 @@ fn spawn(machine: Machine) -> Result<Vec<JoinHandle<()>>, OpenError> {
                 while running(&shared) {
                     if checkpointer.step(&shared) == Step::Idle {
                         shared.expire_transactions();
+                        shared.expire_producers();
                         let mut core = shared.core.lock();
                         if core.stopped.is_none() && !core.want_checkpoint {
                             shared.checkpoint_wake.wait_for(&mut core, TICK);

@@ -96,6 +96,7 @@ fn create_files(fs: &dyn Fs, config: &Config) -> io::Result<Format> {
     for (name, sequence) in names::SLOTS.iter().zip(1..) {
         let file = slot::open_or_create(fs, name)?;
         file.set_len(0)?;
+        slot::reserve(&*file, 1)?;
         let head = SlotHead { sequence, incarnation: 0, synced_through: end.lsn, c: end };
         slot::write(&*file, &slot::encode(directory.as_u128(), &head, &State::default()))?;
         fault::synced("sync:create-slots", || file.sync())?;

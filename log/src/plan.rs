@@ -13,6 +13,7 @@
 //! The rules are those of Kafka's idempotent and transactional producers (KIP-98, KIP-360, KIP-890), with an
 //! epoch per transaction.
 
+mod expire;
 mod producer;
 mod topic;
 mod txn;
@@ -24,6 +25,7 @@ use crate::state::State;
 use crate::types::{Connection, Producer};
 use std::collections::HashMap;
 
+pub(crate) use expire::Expire;
 pub(crate) use producer::{AppendBatch, checked};
 pub(crate) use topic::{CreateTopic, DeleteTopic, check as check_topic};
 pub(crate) use txn::{AbortUnasked, aborts_at_open};

@@ -5,7 +5,7 @@
 //!  decide: D = highest synced_through of any whole round or slot
 //!            folded end < D, an entry State cannot take, a short segment ─▶ corruption: read-only, nothing cut
 //!            otherwise ─▶ what lies above the folded end is the torn tail of a crash
-//!  do:     sync the slot started from, and the replayed journal
+//!  do:     sync the slot started from
 //!          ─▶ redo the entries' batches, cut, sync ─▶ write the other slot, sync ─▶ this slot, sync
 //!          ─▶ remove files that State does not name
 //! ```
@@ -177,26 +177,21 @@ impl Decision {
 
     /// Makes what was decided so: after this a crash finds the same State again.
     pub(crate) fn carry_out(&self, fs: &dyn Fs) -> Result<[SlotHead; 2], OpenError> {
-        let geometry = Geometry { file_bytes: self.format.journal_file_bytes };
-        self.sync_what_was_read(fs, geometry)?;
+        self.sync_what_was_read(fs)?;
         self.redo().map_err(io_error("rewriting segments from the journal"))?;
         let slots = self.write_slots(fs)?;
         self.remove_unnamed(fs).map_err(io_error("removing files that are not named"))?;
         Ok(slots)
     }
 
-    fn sync_what_was_read(&self, fs: &dyn Fs, geometry: Geometry) -> Result<(), OpenError> {
+    /// What was read may be in the page cache only. The replayed rounds may stay there: the slots written below, at
+    /// the kept end, stand for them, and nobody was told of entries that only a crash would take away again.
+    fn sync_what_was_read(&self, fs: &dyn Fs) -> Result<(), OpenError> {
         fault::synced("sync:open-names", || fs.sync_dir(""))
             .map_err(io_error("syncing the data directory"))?;
         let name = names::SLOTS[self.newest];
         fault::synced("sync:open-slot", || slot::open_or_create(fs, name)?.sync())
             .map_err(io_error(format!("syncing {name}")))?;
-        let files: BTreeSet<u64> = self.rounds.iter().map(|lsn| geometry.file(*lsn)).collect();
-        for number in files {
-            let path = names::journal_file(number);
-            fault::synced("sync:open-journal", || self.scan.files[&number].file.sync())
-                .map_err(io_error(format!("syncing {path}")))?;
-        }
         Ok(())
     }
 
@@ -236,10 +231,14 @@ impl Decision {
             .map(names::partition_dir)
             .chain(self.segments.files.dirty_dirs())
             .collect();
-        dirs.iter().try_for_each(|dir| match fault::active("sync:open-dirs") {
-            true => Ok(self.segments.files.forget_dir(dir)),
-            false => self.segments.files.sync_dir(dir),
-        })
+        for dir in dirs {
+            if fault::active("sync:open-dirs") {
+                self.segments.files.forget_dir(&dir);
+            } else {
+                self.segments.files.sync_dir(&dir)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_slots(&self, fs: &dyn Fs) -> Result<[SlotHead; 2], OpenError> {

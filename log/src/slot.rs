@@ -92,6 +92,8 @@ pub(crate) fn read(fs: &dyn Fs, directory: u128, name: &str) -> io::Result<Optio
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
+    // After a failed sync the page cache may show a slot that the medium never got; only a hint, so it may fail.
+    let _ = file.drop_cache();
     let bytes = read_all(&*file)?;
     Ok(decode(directory, &bytes))
 }
@@ -111,12 +113,16 @@ pub(crate) fn open_or_create(fs: &dyn Fs, name: &str) -> io::Result<Arc<dyn File
     }
 }
 
+/// Makes room for a State twice as large as this one.
+pub(crate) fn reserve(file: &dyn File, bytes: usize) -> io::Result<()> {
+    file.reserve(0, (bytes as u64 * 2).next_multiple_of(64 << 10))
+}
+
 /// Overwrites a slot and makes room for its next, larger State. The caller syncs it.
 pub(crate) fn write(file: &dyn File, bytes: &[u8]) -> io::Result<()> {
-    let room = (bytes.len() as u64 * 2).next_multiple_of(64 << 10);
-    match file.reserve(0, room) {
-        // Without room the write itself may still succeed, over the bytes of older slots.
-        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::Unsupported) => {}
+    match reserve(file, bytes.len()) {
+        // Without more room the write itself may still succeed, over the bytes of older slots.
+        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
         other => other?,
     }
     file.write_at(&[IoSlice::new(bytes)], 0)
