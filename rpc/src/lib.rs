@@ -139,3 +139,5 @@ pub mod __private {
 mod decode_tests;
 #[cfg(test)]
 mod table_tests;
+#[cfg(test)]
+mod writer_tests;

@@ -308,8 +308,15 @@ fn take(table: &Table<u32, u32>, reference: &mut Reference, most: usize) {
     }
 }
 
+/// 2000 cases, or as many as `PROPTEST_CASES` says.
+fn config() -> ProptestConfig {
+    let told = std::env::var_os("PROPTEST_CASES").is_some();
+    let config = ProptestConfig::default();
+    if told { config } else { ProptestConfig { cases: 2000, ..config } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn agrees_with_the_reference(steps in steps()) {

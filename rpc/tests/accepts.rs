@@ -141,7 +141,7 @@ impl Store<String, u8, 7> for Local {
     }
 }
 
-fn is_store(_: &(impl Store<String, u8, 7>)) {}
+fn is_store(_: &impl Store<String, u8, 7>) {}
 
 fn is_send<T: Send>(future: T) -> T {
     future
