@@ -27,7 +27,7 @@ use crate::fate::Fate;
 use crate::frame::{HELLO_BYTES_MAX, Reader};
 use crate::hello::{Hello, Served, VERSION};
 use crate::io::{Ended, HANDSHAKE, Io, read_hello, write_hello};
-use crate::method::Service;
+use crate::method::{Method, Service};
 use connection::{Connection, Signals};
 
 /// Limits of a server.
@@ -72,8 +72,8 @@ pub struct Server {
 /// What the connections share.
 struct Shared {
     services: Vec<Box<dyn Service>>,
-    /// Sorted by method id; the index of its service.
-    methods: Vec<(u64, usize)>,
+    /// Sorted by id.
+    methods: Vec<Entry>,
     hello: Hello,
     config: ServerConfig,
     live: Mutex<Live>,
@@ -81,6 +81,13 @@ struct Shared {
     changed: Notify,
     completed: AtomicU64,
     cancelled: AtomicU64,
+}
+
+/// A method, where to find its handler, and how often one held its connection up.
+struct Entry {
+    method: Method,
+    service: usize,
+    slow_polls: AtomicU64,
 }
 
 #[derive(Default)]
@@ -118,16 +125,14 @@ impl ServerBuilder {
         let mut served = Vec::new();
         for (index, service) in self.services.iter().enumerate() {
             for method in service.methods() {
-                methods.push((method.id, index));
+                methods.push(Entry { method: *method, service: index, slow_polls: AtomicU64::new(0) });
                 served.push(Served { id: method.id, signature: method.signature, name: method.to_string() });
             }
         }
-        methods.sort_unstable();
+        methods.sort_unstable_by_key(|entry| entry.method.id);
         for pair in methods.windows(2) {
-            assert_ne!(
-                pair[0].0, pair[1].0,
-                "two services have a method with this id: give one another name"
-            );
+            let [one, other] = [pair[0].method, pair[1].method];
+            assert_ne!(one.id, other.id, "{one} and {other} have the same id: give one another name");
         }
         let hello = Hello {
             version_min: VERSION,
@@ -232,7 +237,7 @@ impl Server {
     }
 
     async fn serve(&self, mut io: Box<dyn Io>) -> Result<(), RpcError> {
-        let Some(entry) = self.enter() else {
+        let Some(place) = self.enter() else {
             return Err(RpcError::new(Code::Overloaded, Fate::NotSent, "draining, or too many connections"));
         };
         let mut reader = Reader::new(HELLO_BYTES_MAX);
@@ -256,7 +261,7 @@ impl Server {
         }
         reader.set_limit(self.shared.hello.frame_bytes_max);
         let connection =
-            Connection::new(io, reader, &theirs, Arc::clone(&self.shared), Arc::clone(&entry.signals));
+            Connection::new(io, reader, &theirs, Arc::clone(&self.shared), Arc::clone(&place.signals));
         match connection.await {
             Ok(()) | Err(Ended::Eof) => Ok(()),
             Err(ended) => Err(ended.to_error()),
@@ -264,7 +269,7 @@ impl Server {
     }
 
     /// A place among the live connections.
-    fn enter(&self) -> Option<Entry> {
+    fn enter(&self) -> Option<Place> {
         let mut live = self.shared.live.lock();
         if live.draining || live.connections.len() >= self.shared.config.connections {
             return None;
@@ -273,7 +278,13 @@ impl Server {
         live.next += 1;
         let signals = Arc::new(Signals::default());
         live.connections.insert(number, Arc::clone(&signals));
-        Some(Entry { shared: Arc::clone(&self.shared), number, signals })
+        Some(Place { shared: Arc::clone(&self.shared), number, signals })
+    }
+
+    /// Per method, the polls of its handlers that took longer than 100 µs: each held up every other call of its
+    /// connection. Handlers with a count here belong on a thread of their own.
+    pub fn slow_polls(&self) -> impl Iterator<Item = (Method, u64)> + '_ {
+        self.shared.methods.iter().map(|entry| (entry.method, entry.slow_polls.load(Ordering::Relaxed)))
     }
 
     /// Whether a drain has begun.
@@ -340,13 +351,13 @@ impl Listener {
 }
 
 /// Leaves the list when the connection is gone, a panic included.
-struct Entry {
+struct Place {
     shared: Arc<Shared>,
     number: u64,
     signals: Arc<Signals>,
 }
 
-impl Drop for Entry {
+impl Drop for Place {
     fn drop(&mut self) {
         self.shared.live.lock().connections.remove(&self.number);
         self.shared.changed.notify_waiters();

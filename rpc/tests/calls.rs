@@ -24,6 +24,8 @@ trait Lab: Send + Sync + 'static {
     async fn turn(&self, body: Attachment) -> Result<(u64, Attachment), RpcError>;
     async fn give(&self, bytes: u64) -> Result<((), Attachment), RpcError>;
     async fn number(&self, n: u64) -> Result<u64, RpcError>;
+    /// Holds its thread for a millisecond.
+    async fn blocks(&self) -> Result<(), RpcError>;
     /// Answers when the gate opens.
     async fn gated(&self) -> Result<(), RpcError>;
 }
@@ -78,6 +80,14 @@ impl Lab for Local {
 
     async fn number(&self, n: u64) -> Result<u64, RpcError> {
         Ok(n)
+    }
+
+    async fn blocks(&self) -> Result<(), RpcError> {
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < Duration::from_millis(1) {
+            std::hint::spin_loop();
+        }
+        Ok(())
     }
 
     async fn gated(&self) -> Result<(), RpcError> {
@@ -232,6 +242,16 @@ async fn a_parked_handler_holds_nobody_up() {
     assert_eq!(lab.client().in_flight(), 10);
     hanging.iter().for_each(tokio::task::JoinHandle::abort);
     until_empty(lab.client()).await;
+}
+
+#[tokio::test]
+async fn handlers_that_hold_their_connection_up_are_counted() {
+    let (_local, server, lab) = default_lab().await;
+    for _ in 0..3 {
+        lab.blocks().await.unwrap();
+    }
+    let blocks = server.slow_polls().find(|(method, _)| method.name == "blocks").unwrap();
+    assert_eq!(blocks.1, 3);
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const FRAMES_PER_ROUND: usize = 64;
 /// Rounds before the task lets others run.
 const ROUNDS_PER_POLL: usize = 16;
+/// A poll may take this long; longer ones are counted per method.
+const POLL_MAX: Duration = Duration::from_micros(100);
 /// A message of the framework's own is cut to this.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
 
@@ -99,6 +101,8 @@ struct Slot {
 
 struct Running {
     generation: u32,
+    /// Of the method.
+    entry: usize,
     handler: Handler,
     deadline: Instant,
 }
@@ -323,9 +327,12 @@ impl Connection {
             return Ok(());
         }
         let methods = &self.shared.methods;
-        let service = methods.binary_search_by_key(&header.method, |method| method.0).ok();
-        let service = service.map(|found| &self.shared.services[methods[found].1]);
-        let Some(handler) = service.and_then(|service| service.handle(header.method, request)) else {
+        let entry = methods.binary_search_by_key(&header.method, |entry| entry.method.id).ok();
+        let handler = entry.and_then(|entry| {
+            let handler = self.shared.services[methods[entry].service].handle(header.method, request)?;
+            Some((entry, handler))
+        });
+        let Some((entry, handler)) = handler else {
             let message = format!("no method with id {:#018x}", header.method);
             self.answer(header.slot, header.generation, Reply::refused(Status::Unimplemented, &message));
             return Ok(());
@@ -339,7 +346,7 @@ impl Connection {
             });
             self.slots.push(Slot { waker: Waker::from(Arc::clone(&flag)), flag, running: None });
         }
-        self.slots[index].running = Some(Running { generation: header.generation, handler, deadline });
+        self.slots[index].running = Some(Running { generation: header.generation, entry, handler, deadline });
         self.running += 1;
         if !self.poll_handler(index) {
             self.deadlines.insert((deadline, header.slot));
@@ -352,10 +359,14 @@ impl Connection {
         let slot = &mut self.slots[index];
         let Some(running) = &mut slot.running else { return true };
         let mut cx = Context::from_waker(&slot.waker);
+        let begun = std::time::Instant::now();
         let polled = {
             let _entered = enter(running.deadline);
             catch_unwind(AssertUnwindSafe(|| running.handler.as_mut().poll(&mut cx)))
         };
+        if begun.elapsed() > POLL_MAX {
+            self.shared.methods[running.entry].slow_polls.fetch_add(1, Ordering::Relaxed);
+        }
         let reply = match polled {
             Ok(Poll::Pending) => return false,
             Ok(Poll::Ready(reply)) => reply,
