@@ -200,12 +200,7 @@ impl Ghost {
 type Served = (Vec<(BatchHeader, Bytes)>, BTreeSet<AbortedRange>);
 
 /// Reads a partition as a client does. `None` where it is damaged.
-fn read_all(
-    shared: &Shared,
-    tp: TopicPartition,
-    isolation: Isolation,
-    bytes_max: usize,
-) -> Option<Served> {
+fn read_all(shared: &Shared, tp: TopicPartition, isolation: Isolation, bytes_max: usize) -> Option<Served> {
     let (mut batches, mut aborted, mut at) = (Vec::new(), BTreeSet::new(), Position::START);
     loop {
         let got = match read(shared, tp, at, bytes_max, isolation) {

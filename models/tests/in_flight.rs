@@ -247,7 +247,11 @@ fn a_recycled_slot_gets_no_stale_answer() {
             move || call(&table, 2)
         });
         assert_eq!(table.complete(first, 1), Ok(()), "an abandoned call waits for its answer");
-        assert_eq!(table.complete(first, 1), Err(NotInFlight), "there is no second, whoever has the slot now");
+        assert_eq!(
+            table.complete(first, 1),
+            Err(NotInFlight),
+            "there is no second, whoever has the slot now"
+        );
         block_on(poll_fn(|cx| {
             let mut served = false;
             let mut taken = Vec::new();

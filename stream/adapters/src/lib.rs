@@ -28,6 +28,6 @@ pub use log::BrokerLog;
 #[cfg(feature = "rocksdb")]
 pub use main_of::main;
 #[cfg(feature = "rocksdb")]
-pub use rocks::{RocksState, dump_state};
+pub use rocks::{RocksState, StoreEntry, dump_state};
 #[cfg(feature = "rocksdb")]
 pub use run::{JobRunError, RunOptions, identity, run, state_dir};

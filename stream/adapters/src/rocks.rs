@@ -132,12 +132,15 @@ fn options(memory_bytes_max: usize, cache: &Cache) -> Options {
     options
 }
 
+/// A key of the store and its value.
+pub type StoreEntry = (Vec<u8>, Vec<u8>);
+
 /// Every entry of the store in `dir`, in key order. The job must not be running.
 ///
 /// # Errors
 ///
 /// If the store is not there, is held by another process, or cannot be read.
-pub fn dump_state(dir: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+pub fn dump_state(dir: &Path) -> Result<Vec<StoreEntry>, StateError> {
     let db = DB::open_for_read_only(&Options::default(), dir, false).map_err(store)?;
     db.iterator(IteratorMode::Start)
         .map(|entry| entry.map(|(key, value)| (key.into_vec(), value.into_vec())).map_err(store))
