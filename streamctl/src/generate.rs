@@ -313,7 +313,7 @@ mod tests {
         assert!((100..300).contains(&late), "{late} late");
         assert!((50..200).contains(&dead), "{dead} dead");
         assert_eq!(recount.counted() + late + dead, 100_000);
-        assert!(recount.counts.keys().any(|(_, ip)| ip.contains(':')), "no IPv6");
+        assert!(recount.counts.keys().any(|(_, ip)| ip.is_ipv6()), "no IPv6");
         let top = recount.top(2);
         assert!(top[0].1 > top[1].1 + top[1].1 / 3, "not Zipf: {top:?}");
         for sample in [" +0530]", " -0700]", " +0000]"] {

@@ -72,7 +72,7 @@ impl Counted {
             .counts
             .iter()
             .map(|((start, ip), count)| {
-                ((utc_text(*start), ip.clone()), (*count, utc_text(start + window_ms)))
+                ((utc_text(*start), ip.to_string()), (*count, utc_text(start + window_ms)))
             })
             .collect();
         let wrong = expected.iter().filter_map(|((start, ip), want)| {

@@ -1,6 +1,7 @@
 //! `xtask`: what `./x` calls once the binaries are built.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -46,8 +47,19 @@ enum Command {
     },
 }
 
+#[allow(clippy::print_stderr, reason = "a command says why it failed")]
+fn main() -> ExitCode {
+    match execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 #[allow(clippy::print_stdout, reason = "what it prints is its result")]
-fn main() -> Result<()> {
+fn execute() -> Result<()> {
     match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Prove(prove) => prove.run(),

@@ -18,11 +18,11 @@
 //! * After a bounded run has closed every window, a row is also late for any window that ends at or below the largest
 //!   end that was closed ([`Recount::end_bounded_run`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// What a row counts towards: window start in milliseconds since the epoch, and the address as Rust displays it.
-pub type Cell = (i64, String);
+/// What a row counts towards: window start in milliseconds since the epoch, and the address.
+pub type Cell = (i64, IpAddr);
 
 /// Lines and how often each occurs: a set in which repeats count.
 pub type Lines = HashMap<Vec<u8>, u64>;
@@ -46,7 +46,7 @@ pub struct Recount {
     newest: Vec<Option<i64>>,
     closed_through: Option<i64>,
     /// Rows per window and address.
-    pub counts: BTreeMap<Cell, u64>,
+    pub counts: HashMap<Cell, u64>,
     /// Lines that came after their window had closed.
     pub late: Lines,
     /// Lines that do not parse.
@@ -62,7 +62,7 @@ impl Recount {
             settings,
             newest: vec![None; settings.partitions as usize],
             closed_through: None,
-            counts: BTreeMap::new(),
+            counts: HashMap::new(),
             late: Lines::new(),
             dead: Lines::new(),
             lines: 0,
@@ -105,13 +105,13 @@ impl Recount {
         if late || self.closed_through.is_some_and(|closed| end <= closed) {
             *self.late.entry(line.to_vec()).or_default() += 1;
         } else {
-            *self.counts.entry((start, ip.to_string())).or_default() += 1;
+            *self.counts.entry((start, ip)).or_default() += 1;
         }
     }
 
     /// A `--until-end` run ended here: every window with a row in it was closed.
     pub fn end_bounded_run(&mut self) {
-        let last = self.counts.last_key_value().map(|((start, _), _)| start + self.settings.window_ms);
+        let last = self.counts.keys().map(|(start, _)| start + self.settings.window_ms).max();
         self.closed_through = self.closed_through.max(last);
     }
 
@@ -122,11 +122,11 @@ impl Recount {
 
     /// The addresses with the most counted rows, most first, equal ones by text.
     pub fn top(&self, n: usize) -> Vec<(String, u64)> {
-        let mut by_address: HashMap<&str, u64> = HashMap::new();
+        let mut by_address: HashMap<IpAddr, u64> = HashMap::new();
         for ((_, ip), count) in &self.counts {
-            *by_address.entry(ip).or_default() += count;
+            *by_address.entry(*ip).or_default() += count;
         }
-        let mut top: Vec<_> = by_address.into_iter().map(|(ip, n)| (ip.to_owned(), n)).collect();
+        let mut top: Vec<_> = by_address.into_iter().map(|(ip, n)| (ip.to_string(), n)).collect();
         top.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         top.truncate(n);
         top
