@@ -313,3 +313,37 @@ async fn a_directory_that_does_not_open_says_why() {
     let again = within(Data::open(dir.path(), Intent::Use)).await;
     assert!(matches!(again, Err(AccessError::Owner(_))), "{again:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_outlives_the_owner_it_was_begun_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut owner = Player::start("own", dir.path(), "a", 0);
+    assert_eq!(owner.hear("place"), "Here");
+    let access = Data::open(dir.path(), Intent::Use).await.unwrap();
+    let broker = access.broker();
+    let topic = topic(&broker, "t", 2).await;
+    let options = TransactionalOptions::default();
+    let mut producer = TransactionalProducer::open(access.clone(), "job", options).await.unwrap();
+    let value = |value: &'static str| RecordParts { value: Some(value.as_bytes()), ..RecordParts::default() };
+    let _ack = within(producer.send(&topic, Some(0), value("before"))).await.unwrap();
+    let offset =
+        GroupOffset { partition: topic.partition(1), position: Position::START, metadata: "with it".into() };
+    within(producer.add_offsets("g", vec![offset.clone()])).await.unwrap();
+    within(producer.flush()).await.unwrap();
+    owner.child.kill().unwrap();
+    owner.child.wait().unwrap();
+    // Acked and open: the next owner, this process, recovers it open, and its producer goes on.
+    let _ack = within(producer.send(&topic, Some(0), value("after"))).await.unwrap();
+    let _ack = within(producer.send(&topic, Some(1), value("elsewhere"))).await.unwrap();
+    within(producer.flush()).await.unwrap();
+    assert_eq!(access.place(), Some(Place::Here));
+    let unseen = read_all(&broker, topic.partition(0), Isolation::ReadCommitted).await;
+    assert_eq!(unseen, [""; 0]);
+    assert_eq!(within(producer.commit()).await, Ok(Outcome::Committed));
+    let seen = read_all(&broker, topic.partition(0), Isolation::ReadCommitted).await;
+    assert_eq!(seen, ["before", "after"]);
+    let found =
+        within(broker.fetch_offsets(FetchOffsets { group: "g".into(), stable: Stable::Wait(5000) })).await;
+    assert_eq!(found.unwrap().offsets, [offset]);
+    access.close().await;
+}

@@ -41,6 +41,8 @@ const LOST_AFTER: u32 = 4;
 const DEATHS_MAX: u32 = 5;
 /// Bytes of batches in one request; one batch may be larger.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// A larger record fits no entry of the smallest journal file that is in use.
+const RECORD_BYTES_MAX: usize = 8 << 20;
 /// The shortest and the longest pause before a refused batch is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
@@ -87,6 +89,12 @@ struct Open {
     since: Instant,
     charged: usize,
     ack: Arc<BatchAck>,
+}
+
+impl Open {
+    fn new(first_record: u64, now: Instant) -> Self {
+        Open { first_record, last_record: first_record, since: now, charged: 0, ack: Arc::default() }
+    }
 }
 
 #[derive(Debug)]
@@ -168,44 +176,70 @@ impl Lanes {
             let partition = partition.unwrap_or(0);
             return Err(BrokerError::UnknownPartition { topic: topic.name.clone(), partition });
         }
-        let number = match (partition, record.key) {
+        let sticky = partition.is_none() && record.key.is_none();
+        let mut number = match (partition, record.key) {
             (Some(partition), _) => partition,
             (None, Some(key)) => partition_for_key(key, topic.partitions),
             // Whole batches go to one partition after another: spread evenly, in as few batches as can be.
             (None, None) => *self.sticky.entry(topic.id).or_insert(0),
         };
-        let tp = topic.partition(number);
-        let (options, transactional) = (&self.options, self.transactional);
-        let lane = self.lanes.entry(tp).or_insert_with(|| Lane::new(options, transactional));
+        let (identity, timeout) = (self.identity, self.options.delivery_timeout);
         let mut ready = false;
-        if !lane.filling.push(record) {
-            ready = lane.seal(self.identity, now, self.options.delivery_timeout);
-            if ready && partition.is_none() && record.key.is_none() {
-                // The record at hand still goes to the lane it was meant for; the next one moves on.
-                self.sticky.insert(topic.id, (number + 1) % topic.partitions);
+        if !self.lane(topic.partition(number)).filling.push(record) {
+            ready = self.lane(topic.partition(number)).seal(identity, now, timeout);
+            if sticky {
+                number = (number + 1) % topic.partitions;
+                self.sticky.insert(topic.id, number);
             }
-            if !ready || !lane.filling.push(record) {
-                let what = format!(
-                    "a record of {charged} bytes does not fit a batch of {}",
-                    options.batch_bytes_max
-                );
-                return Err(BrokerError::Invalid { what });
+            let lane = self.lane(topic.partition(number));
+            if !lane.filling.push(record) {
+                // The next partition's batch may be half full.
+                lane.seal(identity, now, timeout);
+                if !lane.filling.push(record) {
+                    return self.push_alone(topic.partition(number), record, charged, now);
+                }
             }
         }
-        let index = i32::try_from(lane.filling.count()).expect("a batch counts its records in an i32") - 1;
-        let record_number = self.next_record;
+        let number_of_record = self.next_record;
         self.next_record += 1;
-        let open = lane.open.get_or_insert_with(|| Open {
-            first_record: record_number,
-            last_record: record_number,
-            since: now,
-            charged: 0,
-            ack: Arc::default(),
-        });
-        open.last_record = record_number;
+        let lane = self.lane(topic.partition(number));
+        let index = i32::try_from(lane.filling.count()).expect("a batch counts its records in an i32") - 1;
+        let open = lane.open.get_or_insert_with(|| Open::new(number_of_record, now));
+        open.last_record = number_of_record;
         open.charged += charged;
         // The first record of a batch wakes the sender too: it sets the linger's alarm.
         Ok((open.ack.clone(), index, ready || index == 0))
+    }
+
+    fn lane(&mut self, tp: TopicPartition) -> &mut Lane {
+        let (options, transactional) = (&self.options, self.transactional);
+        self.lanes.entry(tp).or_insert_with(|| Lane::new(options, transactional))
+    }
+
+    /// A record that fits no batch of the usual size gets one of its own.
+    fn push_alone(
+        &mut self,
+        tp: TopicPartition,
+        record: RecordParts<'_>,
+        charged: usize,
+        now: Instant,
+    ) -> Result<(Arc<BatchAck>, i32, bool), BrokerError> {
+        let (identity, timeout) = (self.identity, self.options.delivery_timeout);
+        let number = self.next_record;
+        let lane = self.lane(tp);
+        let options = BatchOptions { bytes_max: RECORD_BYTES_MAX, ..lane.filling.options() };
+        let usual = std::mem::replace(&mut lane.filling, BatchBuilder::new(options));
+        if !lane.filling.push(record) {
+            lane.filling = usual;
+            let what = format!("a record of about {charged} bytes; at most {RECORD_BYTES_MAX} fit");
+            return Err(BrokerError::Invalid { what });
+        }
+        let open = lane.open.insert(Open { charged, ..Open::new(number, now) });
+        let ack = open.ack.clone();
+        lane.seal(identity, now, timeout);
+        lane.filling = usual;
+        self.next_record += 1;
+        Ok((ack, 0, true))
     }
 
     /// Everything taken so far goes without lingering.

@@ -294,3 +294,46 @@ fn the_window_counts_from_the_first_unacked_batch() {
     world.lanes.answered(again.number, vec![appended(0, false)], world.now, 0.0);
     assert_eq!(world.lanes.take(world.now).expect("five more").batches.len(), WINDOW);
 }
+
+#[test]
+fn a_large_record_goes_alone_and_in_its_place() {
+    let mut world = World::new(1, false);
+    world.faults = 0.0;
+    let large = vec![b'x'; 5000];
+    let mut push = |world: &mut World, value: &[u8]| {
+        let record = RecordParts { value: Some(value), ..RecordParts::default() };
+        world.lanes.push(&world.topic, Some(0), record, value.len(), world.now).map(|(_, index, _)| index)
+    };
+    assert_eq!(push(&mut world, b"before"), Ok(0));
+    assert_eq!(push(&mut world, &large), Ok(0));
+    assert_eq!(push(&mut world, b"after"), Ok(0));
+    assert_eq!(push(&mut world, b"beside"), Ok(1));
+    let huge = vec![b'x'; RECORD_BYTES_MAX];
+    assert!(matches!(push(&mut world, &huge), Err(BrokerError::Invalid { .. })));
+    world.lanes.flush();
+    let request = world.lanes.take(world.now).expect("all of it");
+    let counts: Vec<i32> =
+        request.batches.iter().map(|(_, b)| verify(b).expect("a batch").record_count).collect();
+    assert_eq!(counts, [1, 1, 2]);
+    world.lanes.answered(request.number, (0..3).map(|n| appended(n, false)).collect(), world.now, 0.0);
+    assert_eq!(world.lanes.durable_prefix(), DurablePrefix { durable: 4, in_doubt: 0 });
+}
+
+#[test]
+fn records_without_a_key_fill_one_batch_after_another() {
+    let mut world = World::new(1, false);
+    let mut batches = BTreeMap::new();
+    for _ in 0..60 {
+        let record = RecordParts { value: Some(&[0; 8]), ..RecordParts::default() };
+        world.lanes.push(&world.topic, None, record, 1, world.now).expect("takes it");
+    }
+    world.lanes.flush();
+    let request = world.lanes.take(world.now).expect("all of it");
+    for (tp, batch) in &request.batches {
+        let counts: &mut Vec<i32> = batches.entry(tp.partition).or_default();
+        counts.push(verify(batch).expect("a batch").record_count);
+    }
+    assert_eq!(batches.len(), 3, "{batches:?}");
+    let single = batches.values().flatten().filter(|&&count| count == 1).count();
+    assert!(single <= 1, "only the last batch may be small: {batches:?}");
+}
