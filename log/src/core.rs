@@ -40,7 +40,7 @@ use uuid::Uuid;
 /// Most bytes in the queue; what comes then waits in the backlog.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// Bytes reserved per open transaction for its marker.
-const MARKER_ROOM: u64 = 128;
+pub(crate) const MARKER_ROOM: u64 = 128;
 
 /// How often idle producers are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);

@@ -798,7 +798,7 @@ impl Explorer {
             let at = from + self.below(bytes as usize) as u64;
             self.counts.lock().flips += 1;
             let bad = disk.crash(Crash::Kill, &mut *self.rng.lock());
-            let old = bad.peek(&path).unwrap()[at as usize];
+            let Some(old) = bad.peek(&path).unwrap().get(at as usize).copied() else { continue };
             bad.rot(&path, at, &[old ^ (1 << self.below(8))]);
             let mut g = ghost.clone();
             g.say(format!("ROT {path} {at}"));
@@ -884,17 +884,21 @@ fn s_offset(entry: &Option<&Entry>, tp: &TopicPartition) -> i64 {
     batch.map_or(-1, |(_, b)| b.facts().base_offset)
 }
 
-/// Runs one seed; what was violated, with the trace that led there.
-fn run_seed(seed: u64, how_deep: Depth, steps: usize) -> (Option<(String, Vec<String>)>, Counts) {
+fn explorer(seed: u64, how_deep: Depth) -> Explorer {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let x = Arc::new(Explorer {
+    Explorer {
         files_max: [3, 3, 4, 5][rng.random_range(0..4)],
         rng: Mutex::new(rng),
         how_deep,
         clock: Arc::default(),
         counts: Mutex::default(),
         trace: Mutex::default(),
-    });
+    }
+}
+
+/// Runs one seed; what was violated, with the trace that led there.
+fn run_seed(seed: u64, how_deep: Depth, steps: usize) -> (Option<(String, Vec<String>)>, Counts) {
+    let x = Arc::new(explorer(seed, how_deep));
     let failed = catch_unwind(AssertUnwindSafe(|| x.run(steps))).err().map(|cause| {
         let what = match cause.downcast::<Violation>() {
             Ok(v) => v.0,
@@ -952,6 +956,44 @@ fn every_call_of_a_short_scenario_may_be_the_last() {
 mod broken {
     use super::*;
 
+    /// Each broken rule and each missing sync, with the first seed that notices it. A change of the scenario moves
+    /// them: the test then looks among the first 60. `CRASH_SEEDS` (how many) and `CRASH_REPORT` (a file) list them.
+    ///
+    /// Of the model's breaks, the compaction one is not here (there is none yet), and `no-admission` is none: a
+    /// checkpoint copies the released State, so it never waits for what is queued.
+    const CAUGHT: &[(&str, u64)] = &[
+        ("ack-before-sync", 0),
+        ("recycle-newer-only", 3),
+        ("unlink-one-slot", 1),
+        ("slot-through-c", 0),
+        ("cut-before-decision", 0),
+        ("both-slots-at-once", 1),
+        ("stale-accepted", 1),
+        ("link-unchecked", 15),
+        ("d-ignored", 0),
+        ("incarnation-kept", 0),
+        ("lso-by-sequence", 0),
+        ("no-epoch-bump", 0),
+        ("sync:journal", 0),
+        ("sync:journal-dir", 0),
+        ("sync:segment", 1),
+        ("sync:sidecar", 1),
+        ("sync:segment-dir", 0),
+        ("sync:slot", 0),
+        ("sync:topics-dir", 0),
+        ("sync:topic-dir", 0),
+        ("sync:open-names", 0),
+        ("sync:open-slot", 26),
+        ("sync:open-segments", 0),
+        ("sync:open-dirs", 0),
+        ("sync:open-other-slot", 0),
+        ("sync:open-this-slot", 0),
+        ("sync:create-format", 0),
+        ("sync:create-mark", 0),
+        ("sync:create-slots", 0),
+        ("sync:create-names", 0),
+    ];
+
     /// Finds the first seed that notices a fault.
     fn caught(name: &'static str, from: u64, seeds: u64) -> Option<(u64, String)> {
         fault::set(Some(name));
@@ -963,21 +1005,49 @@ mod broken {
 
     #[test]
     fn each_broken_rule_and_each_missing_sync_is_noticed() {
-        let only = std::env::var("CRASH_FAULT").ok();
-        let mut report = Vec::new();
-        let mut missed = Vec::new();
-        let path = std::env::var("CRASH_REPORT").unwrap_or_else(|_| "/dev/null".into());
+        let (mut report, mut missed) = (String::new(), Vec::new());
         for (name, _) in fault::BREAKS.iter().chain(fault::SYNCS) {
-            if only.as_ref().is_some_and(|o| o != name) {
-                continue;
-            }
-            match caught(name, 0, env("CRASH_SEEDS").unwrap_or(60)) {
-                Some((seed, what)) => report.push(format!("{name:24} seed {seed}: {what}")),
+            let known = CAUGHT.iter().find(|(n, _)| n == name);
+            let found = match (env("CRASH_SEEDS"), known) {
+                (Some(seeds), _) => caught(name, 0, seeds),
+                (None, Some((_, seed))) => caught(name, *seed, 1).or_else(|| caught(name, 0, 60)),
+                (None, None) => None,
+            };
+            match found {
+                Some((seed, what)) => report += &format!("{name:24} seed {seed}: {what}\n"),
                 None => missed.push(*name),
             }
-            std::fs::write(&path, report.join("\n") + &format!("\nnot noticed: {missed:?}\n"))
-                .expect("it is written");
+            if let Ok(path) = std::env::var("CRASH_REPORT") {
+                std::fs::write(path, format!("{report}not noticed: {missed:?}\n")).expect("it is written");
+            }
         }
-        assert!(missed.is_empty(), "not noticed: {missed:?}\nnoticed:\n{}", report.join("\n"));
+        assert!(missed.is_empty(), "not noticed: {missed:?}\nnoticed:\n{report}");
+    }
+
+    /// Power goes right after the creation, and the disk is full by the time of the next open.
+    fn opens_when_full() -> bool {
+        let x = Arc::new(explorer(0, Depth::Sampled));
+        let disk = SimFs::new();
+        drop(open(Arc::new(disk.clone()), x.config()).unwrap_or_else(|e| panic!("{e}")));
+        let used: u64 = disk.files().iter().map(|(_, len)| len.next_multiple_of(4096)).sum();
+        let after = disk.crash(Crash::None, &mut *x.rng.lock());
+        let there: u64 = after.files().iter().map(|(_, len)| len.next_multiple_of(4096)).sum();
+        let reserved = 2 * (64 << 10);
+        after.limit_space(used.min(there) + reserved);
+        match open(Arc::new(after), x.config()) {
+            Ok(mut machine) => machine.drain() && machine.shared.core.lock().stopped.is_none(),
+            Err(_) => false,
+        }
+    }
+
+    #[test]
+    fn a_full_disk_misses_what_creation_did_not_sync() {
+        assert!(opens_when_full());
+        for (name, _) in fault::SYNCS_FOR_SPACE {
+            fault::set(Some(name));
+            let opens = opens_when_full();
+            fault::set(None);
+            assert!(!opens, "{name} is not noticed");
+        }
     }
 }

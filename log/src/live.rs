@@ -395,6 +395,8 @@ pub(crate) fn read(
     let nothing = ReadBatches { batches: Bytes::new(), aborted: Vec::new(), next: from, offsets };
     let Some(segment) = segment else { return Ok(nothing) };
     let failed = |e: FileError| match e {
+        // The topic was deleted meanwhile, and its files with it.
+        _ if shared.released.read().partition(tp).is_none() => ReadError::UnknownPartition(tp),
         FileError::Corrupt(corruption) => ReadError::Corrupt { partition: tp, corruption },
         FileError::Io { file, source } => ReadError::Io { file, source },
     };

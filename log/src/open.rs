@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpointer, slots_at};
 use crate::config::{Config, Create};
-use crate::core::{Core, JournalState, Shared};
+use crate::core::{Core, JournalState, MARKER_ROOM, Shared};
 use crate::entry::{Change, Entry};
 use crate::error::OpenError;
 use crate::fs::{Fs, OpenHow};
@@ -11,8 +11,9 @@ use crate::names;
 use crate::notify::Notify;
 use crate::plan::{Context, LAST_EPOCH, Pins, Plan, Request, aborts_at_open};
 use crate::recovery::{self, Decision, io_error};
+use crate::segment::Segments;
 use crate::slot::{self, Format, SlotHead};
-use crate::state::State;
+use crate::state::{SegmentId, State};
 use crate::writer::{Seal, Step, Writer};
 use crate::{fault, segment_writer};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -147,6 +148,9 @@ fn start(fs: Arc<dyn Fs>, config: Config, decision: Decision) -> Result<Machine,
             }
         }
     }
+    if decision.damage.is_none() {
+        reserve_markers(&decision.segments, &state);
+    }
     let shared = Arc::new(Shared {
         core: Mutex::new(Core::new(state.clone(), context, journal, now)),
         released: RwLock::new(state),
@@ -171,6 +175,18 @@ fn start(fs: Arc<dyn Fs>, config: Config, decision: Decision) -> Result<Machine,
         }
     }
     Ok(Machine { shared, writer: Writer::new(), checkpointer: Checkpointer::new() })
+}
+
+/// Reserves space again for the markers of open transactions: a crash may have taken back what was reserved.
+fn reserve_markers(segments: &Segments, state: &State) {
+    for (tp, p) in state.partitions().filter(|(_, p)| !p.open.is_empty()) {
+        let Some(s) = p.segments.last() else { continue };
+        let id = SegmentId { tp, base: s.base, revision: s.revision };
+        let need = s.bytes + p.open.len() as u64 * MARKER_ROOM;
+        if let Err(error) = segments.reserve(id, s.bytes, need) {
+            tracing::warn!(%tp, %error, "no space reserved for the end of open transactions; free some");
+        }
+    }
 }
 
 /// Notes in the journal that the directory was opened, and when.
