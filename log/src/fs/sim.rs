@@ -1,4 +1,4 @@
-//! An in-memory [`Fs`](super::Fs) that keeps apart what the process sees and what the medium has.
+//! An in-memory [`Fs`] that keeps apart what the process sees and what the medium has.
 //!
 //! ```text
 //!   file    4 KiB pages; for every page changed since the last sync: what the medium surely has, and each later version
