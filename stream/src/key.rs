@@ -9,10 +9,11 @@
 
 use std::fmt;
 use std::hash::Hash;
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::Bytes;
+
+mod address;
 
 /// A number of a shard: a fixed range of the key hash, chosen when the job first runs. It is one partition of each
 /// changelog and one key range of the store.
@@ -58,47 +59,40 @@ fn not<K>(from: &[u8]) -> NotAKey {
     NotAKey { expected: std::any::type_name::<K>(), bytes: String::from_utf8_lossy(from).into_owned() }
 }
 
-/// `octets` as Rust displays them: without the formatter, which costs more than the hash of the whole key.
-fn encode_v4(octets: [u8; 4], to: &mut Vec<u8>) {
-    for (i, octet) in octets.into_iter().enumerate() {
-        if i > 0 {
-            to.push(b'.');
+impl Key for IpAddr {
+    fn encode(&self, to: &mut Vec<u8>) {
+        match self {
+            Self::V4(ip) => ip.encode(to),
+            Self::V6(ip) => ip.encode(to),
         }
-        if octet >= 100 {
-            to.push(b'0' + octet / 100);
-        }
-        if octet >= 10 {
-            to.push(b'0' + octet / 10 % 10);
-        }
-        to.push(b'0' + octet % 10);
+    }
+    fn decode(from: &[u8]) -> Result<Self, NotAKey> {
+        let v4 = address::v4(from).map(Self::V4);
+        v4.or_else(|| parsed(from)).ok_or_else(|| not::<Self>(from))
     }
 }
 
-fn encode_v6(address: &Ipv6Addr, to: &mut Vec<u8>) {
-    write!(to, "{address}").expect("a Vec takes every write");
+impl Key for Ipv4Addr {
+    fn encode(&self, to: &mut Vec<u8>) {
+        address::put_v4(*self, to);
+    }
+    fn decode(from: &[u8]) -> Result<Self, NotAKey> {
+        address::v4(from).ok_or_else(|| not::<Self>(from))
+    }
 }
 
-macro_rules! displayed {
-    ($($t:ty: $encode:expr),*) => {$(
-        impl Key for $t {
-            fn encode(&self, to: &mut Vec<u8>) {
-                let encode: fn(&Self, &mut Vec<u8>) = $encode;
-                encode(self, to);
-            }
-            fn decode(from: &[u8]) -> Result<Self, NotAKey> {
-                std::str::from_utf8(from).ok().and_then(|s| s.parse().ok()).ok_or_else(|| not::<Self>(from))
-            }
-        }
-    )*};
+impl Key for Ipv6Addr {
+    fn encode(&self, to: &mut Vec<u8>) {
+        address::put_v6(*self, to);
+    }
+    fn decode(from: &[u8]) -> Result<Self, NotAKey> {
+        parsed(from).ok_or_else(|| not::<Self>(from))
+    }
 }
-displayed!(
-    IpAddr: |address, to| match address {
-        IpAddr::V4(address) => encode_v4(address.octets(), to),
-        IpAddr::V6(address) => encode_v6(address, to),
-    },
-    Ipv4Addr: |address, to| encode_v4(address.octets(), to),
-    Ipv6Addr: encode_v6
-);
+
+fn parsed<K: std::str::FromStr>(from: &[u8]) -> Option<K> {
+    std::str::from_utf8(from).ok()?.parse().ok()
+}
 
 macro_rules! integer {
     ($wide:ty: $($t:ty),*) => {$(
