@@ -51,6 +51,11 @@ impl RecordBatch {
         Self { bytes, rows: Vec::new(), headers: Vec::new() }
     }
 
+    /// Makes room for this many further records.
+    pub fn reserve(&mut self, records: usize) {
+        self.rows.reserve(records);
+    }
+
     /// Adds a record. `key` and `value` are slices of the batch's own buffer.
     ///
     /// # Panics

@@ -11,6 +11,9 @@ use crate::log::{from_broker, partition_error, refused};
 /// Most bytes one batch may hold once uncompressed: far above what any producer of ours builds.
 const BATCH_BYTES_MAX: usize = 64 << 20;
 
+/// Bytes of the shortest record: its length and six fields of one byte.
+const RECORD_BYTES_MIN: usize = 7;
+
 /// Cuts an answer's attachment by its partitions.
 pub(crate) fn split(
     fetched: broker::Fetched,
@@ -56,6 +59,9 @@ pub(crate) fn partition(
         let owner =
             if header.compression == Compression::None { batch.clone() } else { open.payload().clone() };
         let mut records = RecordBatch::over(owner);
+        // The header's count is a claim: room is made for no more than the bytes can hold.
+        let count = usize::try_from(header.record_count).unwrap_or(0);
+        records.reserve(count.min(open.payload().len() / RECORD_BYTES_MIN + 1));
         for record in &open {
             let record = record.map_err(bad)?;
             let headers = record.headers.iter().map(|h| Header {

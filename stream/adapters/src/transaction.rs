@@ -114,52 +114,6 @@ impl<B: Broker + Clone> LogTransactions<B> {
         broker::TransactionalIdentity { transactional_id: self.identity.clone(), producer: self.producer }
     }
 
-    fn push(&mut self, topic: &TopicId, partition: u32, record: RecordParts<'_>) -> Result<(), LogError> {
-        let producer = self.producer;
-        let lane = self.lanes.entry((topic.uuid.0, partition)).or_insert_with(|| Lane {
-            topic: topic.clone(),
-            builder: BatchBuilder::new(BatchOptions {
-                compression: Compression::None,
-                transactional: true,
-                bytes_max: BATCH_BYTES,
-            }),
-            sequence: 0,
-            next: None,
-        });
-        let names: Vec<_> = record.headers.iter().map(|h| String::from_utf8_lossy(&h.name)).collect();
-        let headers: Vec<_> =
-            names.iter().zip(record.headers).map(|(n, h)| (n.as_ref(), h.value.as_deref())).collect();
-        let parts = tidemill_broker::batch::RecordParts {
-            timestamp: record.timestamp,
-            key: record.key,
-            value: record.value,
-            headers: &headers,
-        };
-        if lane.builder.push(parts) {
-            return Ok(());
-        }
-        let to = (lane.topic.clone(), partition);
-        let sealed = lane.seal(producer);
-        self.ready_bytes += sealed.as_ref().map_or(0, Bytes::len);
-        self.ready.extend(sealed.map(|batch| Ready { to: to.clone(), batch }));
-        if !lane.builder.push(parts) {
-            // Larger than a batch: it gets one of its own.
-            let options = BatchOptions { bytes_max: RECORD_BYTES_MAX, ..lane.builder.options() };
-            let mut own = BatchBuilder::new(options);
-            if !own.push(parts) {
-                let bytes = record.value.map_or(0, <[u8]>::len);
-                return Err(refused(format!(
-                    "a record of {bytes} bytes for {}-{partition} is larger than {RECORD_BYTES_MAX}",
-                    topic.name
-                )));
-            }
-            let batch = own.build(lane.stamp(producer, 1));
-            self.ready_bytes += batch.len();
-            self.ready.push(Ready { to, batch });
-        }
-        Ok(())
-    }
-
     /// Sends what is ready once the request before it is acked.
     fn request(&mut self) -> Result<(), LogError> {
         self.acked()?;
@@ -254,6 +208,44 @@ impl<B: Broker + Clone> LogTransactions<B> {
 }
 
 impl Lane {
+    /// Adds a record; batches that are full become ready.
+    fn push(
+        &mut self,
+        producer: broker::ProducerIdentity,
+        partition: u32,
+        record: RecordParts<'_>,
+        ready: &mut Vec<Ready>,
+    ) -> Result<(), LogError> {
+        let names: Vec<_> = record.headers.iter().map(|h| String::from_utf8_lossy(&h.name)).collect();
+        let headers: Vec<_> =
+            names.iter().zip(record.headers).map(|(n, h)| (n.as_ref(), h.value.as_deref())).collect();
+        let parts = broker::batch::RecordParts {
+            timestamp: record.timestamp,
+            key: record.key,
+            value: record.value,
+            headers: &headers,
+        };
+        if self.builder.push(parts) {
+            return Ok(());
+        }
+        let to = (self.topic.clone(), partition);
+        ready.extend(self.seal(producer).map(|batch| Ready { to: to.clone(), batch }));
+        if !self.builder.push(parts) {
+            // Larger than a batch: it gets one of its own.
+            let options = BatchOptions { bytes_max: RECORD_BYTES_MAX, ..self.builder.options() };
+            let mut own = BatchBuilder::new(options);
+            if !own.push(parts) {
+                let (bytes, topic) = (record.value.map_or(0, <[u8]>::len), &self.topic.name);
+                return Err(refused(format!(
+                    "a record of {bytes} bytes for {topic}-{partition} is larger than {RECORD_BYTES_MAX}"
+                )));
+            }
+            let batch = own.build(self.stamp(producer, 1));
+            ready.push(Ready { to, batch });
+        }
+        Ok(())
+    }
+
     fn stamp(&mut self, producer: broker::ProducerIdentity, records: i32) -> ProducerStamp {
         let sequence = self.sequence;
         self.sequence = tidemill_broker::batch::advance_sequence(sequence, records);
@@ -289,9 +281,28 @@ impl<B: Broker + Clone> Transactions for LogTransactions<B> {
         partition: u32,
         records: &mut dyn Iterator<Item = RecordParts<'_>>,
     ) -> Result<(), LogError> {
+        let producer = self.producer;
+        // The lane is looked up once a call, not once a record.
+        let lane = self.lanes.entry((topic.uuid.0, partition)).or_insert_with(|| Lane {
+            topic: topic.clone(),
+            builder: BatchBuilder::new(BatchOptions {
+                compression: Compression::None,
+                transactional: true,
+                bytes_max: BATCH_BYTES,
+            }),
+            sequence: 0,
+            next: None,
+        });
+        let before = self.ready.len();
+        let mut pushed = Ok(());
         for record in records {
-            self.push(topic, partition, record)?;
+            pushed = lane.push(producer, partition, record, &mut self.ready);
+            if pushed.is_err() {
+                break;
+            }
         }
+        self.ready_bytes += self.ready[before..].iter().map(|r| r.batch.len()).sum::<usize>();
+        pushed?;
         let free = self.in_flight.as_ref().is_none_or(JoinHandle::is_finished);
         if (free && self.ready_bytes >= REQUEST_BYTES) || self.ready_bytes >= READY_BYTES_MAX {
             self.request()?;
