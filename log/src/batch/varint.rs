@@ -30,6 +30,16 @@ pub(super) fn size(value: i64) -> usize {
 /// Takes a 64-bit varint off the front of `bytes`.
 #[inline]
 pub(super) fn take_long(bytes: &mut &[u8]) -> Option<i64> {
+    // Most varints of a record are its deltas and short lengths: one byte.
+    if let [byte @ 0..0x80, rest @ ..] = *bytes {
+        let value = u64::from(*byte);
+        *bytes = rest;
+        return Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
+    }
+    take_longer(bytes)
+}
+
+fn take_longer(bytes: &mut &[u8]) -> Option<i64> {
     let mut value = 0u64;
     for (i, &byte) in bytes.iter().take(VARLONG_BYTES_MAX).enumerate() {
         let part = u64::from(byte & 0x7f);
