@@ -61,13 +61,12 @@ impl Checkpointer {
             self.doing = begin(shared).map_err(|e| ("writing sidecars", e))?;
             return Ok(if self.doing.is_some() { Step::Worked } else { Step::Idle });
         };
-        if let Some(key) = doing.files.pop() {
-            let site = if key.1 == Kind::Log { "sync:segment" } else { "sync:sidecar" };
-            if fault::active(site) {
-                shared.segments.files.forget(key);
-            } else {
-                shared.segments.files.sync(key).map_err(|e| ("syncing segments", e))?;
-            }
+        if !doing.files.is_empty() {
+            let rest = doing.files.len().saturating_sub(shared.fs.syncs_at_once().max(1));
+            let (skipped, keys): (Vec<_>, Vec<_>) =
+                doing.files.drain(rest..).partition(|(_, kind)| sync_skipped(*kind));
+            skipped.into_iter().for_each(|key| shared.segments.files.forget(key));
+            shared.segments.files.sync_all(&keys).map_err(|e| ("syncing segments", e))?;
             return Ok(Step::Worked);
         }
         if let Some(dir) = doing.dirs.pop() {
@@ -97,6 +96,11 @@ impl Checkpointer {
         }
         Ok(Step::Worked)
     }
+}
+
+/// Only seeded bugs skip the sync of a segment's file.
+fn sync_skipped(kind: Kind) -> bool {
+    fault::active(if kind == Kind::Log { "sync:segment" } else { "sync:sidecar" })
 }
 
 /// Makes one more journal file while the budget allows it and none is free.

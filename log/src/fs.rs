@@ -55,6 +55,11 @@ pub trait Fs: Send + Sync + 'static {
     fn remove_dir(&self, path: &str) -> io::Result<()>;
     /// Makes the names in a directory durable; `""` is the data directory.
     fn sync_dir(&self, path: &str) -> io::Result<()>;
+    /// How many files are worth syncing at the same time, from threads of their own. One after the other where calls
+    /// are counted.
+    fn syncs_at_once(&self) -> usize {
+        1
+    }
     /// Bytes the file system can still take.
     fn free_bytes(&self) -> io::Result<u64>;
 }

@@ -10,7 +10,9 @@ use crate::state::SegmentId;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 pub(crate) type FileKey = (SegmentId, Kind);
 
@@ -109,6 +111,23 @@ impl Files {
             c.marks.synced = c.marks.synced.max(noted);
         }
         Ok(())
+    }
+
+    /// [`Files::sync`] for several files at once. One sync after the other waits for the disk each time; together, a file
+    /// system makes them durable in a few commits of its own.
+    pub(crate) fn sync_all(&self, keys: &[FileKey]) -> io::Result<()> {
+        if let [key] = keys {
+            return self.sync(*key);
+        }
+        thread::scope(|scope| {
+            let mut syncs = Vec::with_capacity(keys.len());
+            for key in keys {
+                syncs.push(thread::Builder::new().spawn_scoped(scope, || self.sync(*key))?);
+            }
+            let ended = syncs.into_iter().map(|s| s.join().unwrap_or_else(|p| resume_unwind(p)));
+            // All of them are waited for, the first error is told.
+            ended.fold(Ok(()), |result, next| result.and(next))
+        })
     }
 
     /// Counts this file as synced without syncing it: only seeded bugs do so.
