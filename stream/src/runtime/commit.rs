@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::RunError;
 use super::monitor::{Base, Monitor, Stop};
 use super::wiring::{Command, Told, Wiring};
 use super::{Clock, wall_clock};
-use crate::engine::{Action, Coordinator, Counters, Event, Payload, Place, Summary};
+use crate::engine::{Action, CommitStep, Coordinator, Counters, Event, Payload, Place, Summary};
 use crate::io::{End, Ended, LogError, Transactions};
 use crate::record::{OutRecord, RecordParts};
 use crate::state::{StateBackend, StateError, StoreBatch};
@@ -84,6 +84,40 @@ pub(super) struct Commits<'a> {
     pub(super) clock: Clock,
     pub(super) stop_told: bool,
     pub(super) shown: i64,
+    pub(super) pace: Pace,
+}
+
+/// What the commit under way has taken so far.
+#[derive(Default)]
+pub(super) struct Pace {
+    barrier: Option<Instant>,
+    aligned: Option<Duration>,
+    changelog_records: u64,
+}
+
+impl Pace {
+    /// Notes an action as it is taken.
+    fn note(&mut self, action: &Action) {
+        match (action, action.step()) {
+            (Action::Barrier { .. }, _) => {
+                *self = Self { barrier: Some(Instant::now()), ..Self::default() };
+            }
+            (Action::Send { payload, .. }, Some(CommitStep::State)) => {
+                self.aligned();
+                self.changelog_records += match payload {
+                    Payload::Records(records) => records.len() as u64,
+                    Payload::Cells(cells, _) => cells.len() as u64,
+                };
+            }
+            (Action::Offsets(_), _) => self.aligned(),
+            _ => {}
+        }
+    }
+
+    fn aligned(&mut self) {
+        let barrier = self.barrier;
+        self.aligned.get_or_insert_with(|| barrier.map_or(Duration::ZERO, |b| b.elapsed()));
+    }
 }
 
 impl Commits<'_> {
@@ -138,6 +172,7 @@ impl Commits<'_> {
     /// Carries out what the coordinator wants, in order.
     fn act(&mut self) -> Result<Option<Outcome>, RunError> {
         while let Some(action) = self.coordinator.next_action() {
+            self.pace.note(&action);
             match action {
                 Action::Barrier { last, .. } => {
                     for task in 0..self.sources {
@@ -162,6 +197,12 @@ impl Commits<'_> {
                     for task in 0..self.keyed {
                         self.wiring.command(task, Command::Committed(epoch));
                     }
+                    let pace = std::mem::take(&mut self.pace);
+                    self.monitor.update(|p| {
+                        p.changelog_records += pace.changelog_records;
+                        p.aligned_in = pace.aligned.unwrap_or_default();
+                        p.committed_in = pace.barrier.map_or(Duration::ZERO, |b| b.elapsed());
+                    });
                     self.show(true);
                 }
                 Action::Applied { epoch } => {

@@ -207,6 +207,7 @@ fn one_start(
         clock,
         stop_told: false,
         shown: clock.now(),
+        pace: commit::Pace::default(),
     };
     thread::scope(|scope| {
         let mut handles = Vec::new();

@@ -42,6 +42,12 @@ pub struct Progress {
     pub phase: &'static str,
     /// Flushes of the store.
     pub flushes: u64,
+    /// Changelog records committed, marks included.
+    pub changelog_records: u64,
+    /// How long tasks were held up by the last commit: from its barrier to the last snapshot.
+    pub aligned_in: Duration,
+    /// From the last commit's barrier until it was known to be committed; tasks work on meanwhile.
+    pub committed_in: Duration,
 }
 
 /// How a run is asked to stop.
