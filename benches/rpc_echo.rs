@@ -6,8 +6,7 @@
 //! * Seed: 7, for the payloads. Durability: none, nothing touches a disk.
 //! * Checked: every answer equals what was sent (length and content), and the server counted every call.
 //!
-//! `cargo run --release -p tidemill-benches --bin rpc_echo [seconds per cell]`; CI runs it with 0, which makes
-//! 200 calls per cell.
+//! `./x bench rpc_echo [-- seconds per cell]`; CI runs it with 0, which makes 200 calls per cell.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,8 +45,11 @@ struct Cell {
 }
 
 fn main() -> anyhow::Result<()> {
-    let seconds: f64 =
-        std::env::args().nth(1).map_or(Ok(2.0), |text| text.parse()).context("seconds per cell")?;
+    let seconds: f64 = std::env::args()
+        .skip(1)
+        .find(|arg| arg != "--bench")
+        .map_or(Ok(2.0), |text| text.parse())
+        .context("seconds per cell")?;
     let mut cells = Vec::new();
     for transport in [Transport::Tcp, Transport::Unix] {
         for (bytes, callers) in [
