@@ -124,9 +124,11 @@ impl Files {
             for key in keys {
                 syncs.push(thread::Builder::new().spawn_scoped(scope, || self.sync(*key))?);
             }
-            let ended = syncs.into_iter().map(|s| s.join().unwrap_or_else(|p| resume_unwind(p)));
-            // All of them are waited for, the first error is told.
-            ended.fold(Ok(()), |result, next| result.and(next))
+            // After an error the scope waits for the others; the first is told.
+            for sync in syncs {
+                sync.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            }
+            Ok(())
         })
     }
 
