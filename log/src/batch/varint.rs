@@ -30,13 +30,14 @@ pub(super) fn size(value: i64) -> usize {
 /// Takes a 64-bit varint off the front of `bytes`.
 #[inline]
 pub(super) fn take_long(bytes: &mut &[u8]) -> Option<i64> {
-    // Most varints of a record are its deltas and short lengths: one byte.
-    if let [byte @ 0..0x80, rest @ ..] = *bytes {
-        let value = u64::from(*byte);
-        *bytes = rest;
-        return Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
-    }
-    take_longer(bytes)
+    // The varints of a record are its deltas and its lengths: one byte, or two.
+    let (value, rest) = match *bytes {
+        [byte @ 0..0x80, rest @ ..] => (u64::from(*byte), rest),
+        [low, high @ 0..0x80, rest @ ..] => (u64::from(low & 0x7f) | u64::from(*high) << 7, rest),
+        _ => return take_longer(bytes),
+    };
+    *bytes = rest;
+    Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
 }
 
 fn take_longer(bytes: &mut &[u8]) -> Option<i64> {
