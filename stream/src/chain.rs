@@ -123,6 +123,7 @@ impl Counters {
 }
 
 impl Emit {
+    #[inline]
     pub(crate) fn record(&mut self, sink: SinkId, partition: u32, record: OutRecord) {
         let batches = &mut self.batches;
         let at = *self.open.entry((sink, partition)).or_insert_with(|| {

@@ -6,6 +6,7 @@
 use crate::key::Shard;
 
 /// Kafka's murmur2 of `data` (the Java client's `Utils.murmur2`).
+#[inline]
 pub fn murmur2(data: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     let mut h = 0x9747_b28c ^ data.len() as u32;
@@ -27,11 +28,13 @@ pub fn murmur2(data: &[u8]) -> u32 {
 }
 
 /// The partition of `partitions` that a record with this key goes to.
+#[inline]
 pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7fff_ffff) % partitions
 }
 
 /// The shard of `shards` that this key belongs to.
+#[inline]
 pub fn shard_of(key: &[u8], shards: u16) -> Shard {
     Shard(partition_of(key, u32::from(shards)) as u16)
 }

@@ -147,6 +147,7 @@ pub(crate) enum KeyBytes {
 }
 
 impl KeyBytes {
+    #[inline]
     pub(crate) fn new(key: &[u8]) -> Self {
         if key.len() <= INLINE {
             let mut bytes = [0; INLINE];
@@ -167,6 +168,7 @@ impl KeyBytes {
 
 impl std::ops::Deref for KeyBytes {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
         match self {
             Self::Inline { len, bytes } => &bytes[..usize::from(*len)],

@@ -61,6 +61,7 @@ impl RecordBatch {
     /// # Panics
     ///
     /// If they are not.
+    #[inline]
     pub fn push(
         &mut self,
         offset: i64,
@@ -76,6 +77,7 @@ impl RecordBatch {
         self.rows.push(row);
     }
 
+    #[inline]
     fn span(&self, part: Option<&[u8]>) -> Span {
         match part {
             None => NULL,
@@ -136,6 +138,7 @@ impl RecordBatch {
     }
 
     /// The record at `index`, borrowed.
+    #[inline]
     pub fn record(&self, index: usize) -> RecordRef<'_> {
         RecordRef { batch: self, row: &self.rows[index], index }
     }
@@ -155,6 +158,7 @@ impl RecordBatch {
         }
     }
 
+    #[inline]
     fn slice(&self, span: Span) -> Option<&[u8]> {
         (span.len != NULL.len).then(|| &self.bytes[span.at as usize..][..span.len as usize])
     }
@@ -179,16 +183,19 @@ impl<'a> RecordRef<'a> {
     }
 
     /// Its timestamp, milliseconds since the epoch.
+    #[inline]
     pub fn timestamp(&self) -> i64 {
         self.row.timestamp
     }
 
     /// Its key.
+    #[inline]
     pub fn key(&self) -> Option<&'a [u8]> {
         self.batch.slice(self.row.key)
     }
 
     /// Its value.
+    #[inline]
     pub fn value(&self) -> Option<&'a [u8]> {
         self.batch.slice(self.row.value)
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tidemill_broker as broker;
-use tidemill_broker::batch::{BatchHeader, Batches, Compression, OpenBatch, verify};
+use tidemill_broker::batch::{BatchHeader, Batches, Compression, HeaderRef, HeadersRef, OpenBatch, verify};
 use tidemill_stream::io::{Fetched, LogError};
 use tidemill_stream::record::{Header, RecordBatch};
 
@@ -64,11 +64,8 @@ pub(crate) fn partition(
         records.reserve(count.min(open.payload().len() / RECORD_BYTES_MIN + 1));
         for record in &open {
             let record = record.map_err(bad)?;
-            let headers = record.headers.iter().map(|h| Header {
-                name: Bytes::copy_from_slice(h.key),
-                value: h.value.map(Bytes::copy_from_slice),
-            });
-            records.push(record.offset, record.timestamp, record.key, record.value, headers.collect());
+            let headers = if record.headers.is_empty() { Vec::new() } else { copied(record.headers) };
+            records.push(record.offset, record.timestamp, record.key, record.value, headers);
         }
         records.cut(from, part.next.offset.max(from));
         if !records.is_empty() {
@@ -81,6 +78,14 @@ pub(crate) fn partition(
         next: from_broker(part.next),
         caught_up: part.next.offset >= part.offsets.high_watermark,
     })
+}
+
+fn copied(headers: HeadersRef<'_>) -> Vec<Header> {
+    let header = |h: HeaderRef<'_>| Header {
+        name: Bytes::copy_from_slice(h.key),
+        value: h.value.map(Bytes::copy_from_slice),
+    };
+    headers.iter().map(header).collect()
 }
 
 /// Whether the batch belongs to an aborted transaction.
