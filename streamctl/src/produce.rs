@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
+use memchr::memchr;
 use regex::bytes::Regex;
 use tidemill_broker::{Broker, BrokerError, NewTopic, Producer, ProducerOptions, Topic};
 use tidemill_log::batch::{Compression, RecordParts};
@@ -227,8 +228,7 @@ fn split(bytes: &[u8], keys: Option<&Regex>) -> Vec<Line> {
     let mut slots = keys.map(Regex::capture_locations);
     let mut start = 0;
     while start < bytes.len() {
-        let end =
-            bytes[start..].iter().position(|b| *b == b'\n').map_or(bytes.len(), |length| start + length);
+        let end = memchr(b'\n', &bytes[start..]).map_or(bytes.len(), |length| start + length);
         let key = keys.zip(slots.as_mut()).and_then(|(regex, slots)| {
             regex.captures_read(slots, &bytes[start..end])?;
             let (from, to) = slots.get(1)?;
