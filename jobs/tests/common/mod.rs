@@ -108,7 +108,7 @@ impl Rig {
         }
         let wanted = expected.counts.iter();
         let wanted: std::collections::BTreeMap<_, _> =
-            wanted.map(|((at, ip), n)| ((xtask::recount::utc_text(*at), ip.clone()), *n)).collect();
+            wanted.map(|((at, ip), n)| ((xtask::recount::utc_text(*at), ip.to_string()), *n)).collect();
         assert_eq!(counts.len(), wanted.len());
         assert!(counts == wanted, "{:?}", counts.iter().zip(&wanted).find(|(a, b)| a != b));
         let lines = |topic: &str, headers: usize| {
