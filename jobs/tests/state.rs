@@ -1,5 +1,7 @@
 //! State of job `ip-count`: less memory than it needs, kills, recovery by position, and the store against its changelog.
 
+#![allow(clippy::print_stdout, reason = "a child process tells its test how far it is")]
+
 mod common;
 
 use std::collections::BTreeMap;

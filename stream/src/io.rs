@@ -271,6 +271,11 @@ pub trait Transactions: Send {
         records: &mut dyn Iterator<Item = RecordParts<'_>>,
     ) -> Result<(), LogError>;
 
+    /// Nothing more is to be sent just now: what waits for company may leave. Called often; does not wait.
+    fn nudge(&mut self) -> Result<(), LogError> {
+        Ok(())
+    }
+
     /// Puts offsets of `group` into the open transaction.
     fn offsets(&mut self, group: &str, offsets: &[OffsetCommit]) -> Result<(), LogError>;
 

@@ -1,7 +1,7 @@
 //! A job's transactions: records and offsets on their way into the log, and the ends.
 //!
 //! ```text
-//!   send ─▶ a batch per partition being filled ─▶ full: ready ─▶ one produce request at a time, of all that is ready
+//!   send ─▶ a batch per partition being filled ─▶ full, or nudged: ready ─▶ one produce request at a time, of all that is ready
 //!   end  ─▶ what is left, in few requests ─▶ every ack ─▶ end of transaction, asked until known ─▶ next epoch
 //! ```
 //!
@@ -179,8 +179,8 @@ impl<B: Broker + Clone> LogTransactions<B> {
         Ok(())
     }
 
-    /// Seals every batch and waits until all of it is acked.
-    fn drain(&mut self) -> Result<(), LogError> {
+    /// Every batch that is being filled becomes ready.
+    fn seal_all(&mut self) {
         let producer = self.producer;
         for ((_, partition), lane) in &mut self.lanes {
             if let Some(batch) = lane.seal(producer) {
@@ -188,6 +188,15 @@ impl<B: Broker + Clone> LogTransactions<B> {
                 self.ready.push(Ready { to: (lane.topic.clone(), *partition), batch });
             }
         }
+    }
+
+    fn is_free(&self) -> bool {
+        self.in_flight.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Seals every batch and waits until all of it is acked.
+    fn drain(&mut self) -> Result<(), LogError> {
+        self.seal_all();
         while !self.ready.is_empty() {
             self.request()?;
         }
@@ -303,8 +312,16 @@ impl<B: Broker + Clone> Transactions for LogTransactions<B> {
         }
         self.ready_bytes += self.ready[before..].iter().map(|r| r.batch.len()).sum::<usize>();
         pushed?;
-        let free = self.in_flight.as_ref().is_none_or(JoinHandle::is_finished);
-        if (free && self.ready_bytes >= REQUEST_BYTES) || self.ready_bytes >= READY_BYTES_MAX {
+        if (self.ready_bytes >= REQUEST_BYTES && self.is_free()) || self.ready_bytes >= READY_BYTES_MAX {
+            self.request()?;
+        }
+        Ok(())
+    }
+
+    fn nudge(&mut self) -> Result<(), LogError> {
+        if self.is_free() {
+            self.seal_all();
+            // Takes the acks of the request before it, and does nothing where nothing is ready.
             self.request()?;
         }
         Ok(())

@@ -145,8 +145,9 @@ impl Commits<'_> {
                         }
                     }
                 }
-                Ok(Told::Look) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {}
+                // A careless reader sees output as it arises, not at the commit.
+                Err(RecvTimeoutError::Timeout) => self.transactions.nudge()?,
+                Ok(Told::Look) | Err(RecvTimeoutError::Disconnected) => {}
             }
             if self.wiring.is_down() {
                 return Err(self.wiring.failure().unwrap_or(RunError::StoppedAtOnce));
