@@ -300,7 +300,7 @@ fn a_large_record_goes_alone_and_in_its_place() {
     let mut world = World::new(1, false);
     world.faults = 0.0;
     let large = vec![b'x'; 5000];
-    let mut push = |world: &mut World, value: &[u8]| {
+    let push = |world: &mut World, value: &[u8]| {
         let record = RecordParts { value: Some(value), ..RecordParts::default() };
         world.lanes.push(&world.topic, Some(0), record, value.len(), world.now).map(|(_, index, _)| index)
     };
