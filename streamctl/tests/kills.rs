@@ -9,7 +9,7 @@ use xtask::streamctl::Status;
 #[test]
 fn a_run_killed_with_output_in_flight_is_exact_in_the_end() {
     let world = World::new();
-    let text = world.generate(500_000, 21, &["--addresses", "2000"]);
+    let text = world.generate(2_000_000, 21, &["--addresses", "2000"]);
     world.append(&text, 4);
     let rows = |isolation| {
         world.streamctl.values("ip-counts", isolation).unwrap().iter().filter(|b| **b == b'\n').count()
