@@ -56,17 +56,18 @@ fn the_owner_of_the_log_is_killed_in_the_middle() {
         state_memory: ByteSize(3 << 20),
         ..RunOptions::default()
     };
-    let report = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let running = scope.spawn(|| rig.run(&options, &monitor));
         let committed = monitor.wait_until(Duration::from_secs(60), |p| p.commits > 0);
         owner.kill().unwrap();
         owner.wait().unwrap();
-        let report = running.join().unwrap().unwrap();
+        let read: i64 = monitor.progress().committed.values().sum();
+        assert!(read < 300_000, "the owner was killed before the run had read all");
+        running.join().unwrap().unwrap();
         assert!(committed);
-        report
     });
+    // Whether the run went back to a commit, or its producer just sent again, depends on what was in flight.
     assert_eq!(rig.access.place(), Some(Place::Here));
-    assert!(report.restarts > 0, "the owner was killed before the run had read all");
     rig.check(&Recount::of(settings(4), text.as_bytes()));
     rig.close();
 }
