@@ -14,7 +14,8 @@ pub const DEFAULT_DATA: &str = "./tidemill-data";
 /// Tidemill: exactly-once stream jobs over a message log.
 ///
 /// Topics, their records and the state of jobs live in one data directory. Any number of commands may use a directory
-/// at the same time: the first one owns it, the others reach it through a Unix socket inside it.
+/// at the same time: the first one owns it, the others reach it through a Unix socket inside it. `streamctl serve` owns
+/// one for others to reach over TCP (`--broker`).
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -28,9 +29,12 @@ Examples:
   streamctl consume ip-counts --until-end --max 5"
 )]
 pub struct Cli {
-    /// The data directory.
-    #[arg(long, global = true, env = "TIDEMILL_DATA", value_name = "DIR", default_value = DEFAULT_DATA)]
-    pub data: PathBuf,
+    /// The data directory. [env: TIDEMILL_DATA] [default: ./tidemill-data]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Work with the broker that `streamctl serve` runs at this address, not with a data directory. [env: TIDEMILL_BROKER]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub broker: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -82,6 +86,20 @@ Example:
   streamctl job describe ip-count"
     )]
     Job(JobCommand),
+    /// Own a data directory and serve it over TCP.
+    ///
+    /// Other commands reach it with `--broker ADDRESS`, and those on this machine with `--data` too. Standard output
+    /// carries one line, once it serves: `listening on ADDRESS`. The first Ctrl-C or SIGTERM ends it in order: nobody is
+    /// accepted any more, what is in flight is answered, the log is closed.
+    ///
+    /// An empty directory is made a data directory. One that is not there is refused, so that a mistyped path does not
+    /// serve an empty log.
+    #[command(after_help = "\
+Examples:
+  streamctl serve
+  streamctl serve --data /var/lib/tidemill --listen 127.0.0.1:7070
+  streamctl consume access-log --broker 127.0.0.1:7070")]
+    Serve(Serve),
     /// Run a job.
     ///
     /// Output, late rows, dead letters, state and offsets are committed together, in one transaction a commit: every
@@ -90,7 +108,8 @@ Example:
     #[command(after_help = "\
 Examples:
   streamctl run ip-count --until-end
-  streamctl run ip-count --name per-minute --set window=1m --set output=ip-counts-per-minute")]
+  streamctl run ip-count --name per-minute --set window=1m --set output=ip-counts-per-minute
+  streamctl run ip-count --broker 127.0.0.1:7070 --state /var/tmp/ip-count")]
     Run(Run),
 }
 
@@ -275,6 +294,18 @@ Example:
     },
 }
 
+/// `streamctl serve ...`
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070")]
+    pub listen: String,
+    /// Listen on an address that other machines reach, too. There is no authentication: whoever reaches it may read and
+    /// delete everything.
+    #[arg(long)]
+    pub insecure_listen: bool,
+}
+
 /// `streamctl run ...`
 #[derive(Debug, Args)]
 pub struct Run {
@@ -298,6 +329,10 @@ pub struct Run {
     /// Memory for state, RocksDB's own included.
     #[arg(long, value_name = "BYTES", default_value = "256MiB")]
     pub state_memory: Bytes,
+    /// The folder for the state of jobs (RocksDB). Default: `state` in the data directory, or ./tidemill-state with
+    /// --broker. It is a cache of what the log holds: where it is missing or stale it is rebuilt.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
     /// Write a line of JSON to standard output for every commit and every change of the open transaction.
     #[arg(long, hide = true)]
     pub status_lines: bool,

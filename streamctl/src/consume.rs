@@ -19,13 +19,14 @@ use crate::exit::Usage;
 use crate::print::{self, Shown};
 use crate::stdout::{self, OrClosed};
 use crate::stop::Stop;
+use crate::target::Target;
 
 /// Runs the command.
-pub async fn run(dir: &std::path::Path, args: &cli::Consume, stop: &Stop) -> Result<()> {
+pub async fn run(target: &Target, args: &cli::Consume, stop: &Stop) -> Result<()> {
     if matches!(args.from, From::Offset(_)) && args.partition.is_none() {
         return Err(Usage::error("--from N is an offset of one partition: say which with --partition"));
     }
-    let access = data::open(dir, Intent::Use).await?;
+    let access = data::open(target, Intent::Use).await?;
     let result = consume(&access, args, stop).await;
     data::close(access, result).await
 }

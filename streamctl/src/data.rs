@@ -1,18 +1,24 @@
-//! The data directory a command works on, and what its errors mean to a user.
+//! The broker a command works with, and what its errors mean to a user.
 
-use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 pub use tidemill_broker::Intent;
-use tidemill_broker::{Access, AccessOptions, Broker, BrokerError};
+use tidemill_broker::{Access, AccessEvent, AccessOptions, Broker, BrokerError};
 
-/// Owns the directory or reaches its owner. A change of owners later on is one line on stderr.
-pub async fn open(dir: &Path, intent: Intent) -> Result<Access> {
-    let options = AccessOptions::new(intent).on_event(|event| crate::note(format_args!("{event}")));
-    Ok(Access::open(dir, options).await?)
+use crate::target::Target;
+
+/// Connects to the broker, or owns the directory, or reaches its owner. A change later on is one line on stderr.
+/// Whatever the intent, a broker's own directory is there.
+pub async fn open(target: &Target, intent: Intent) -> Result<Access> {
+    let tell = |event: &AccessEvent| crate::note(format_args!("{event}"));
+    Ok(match target {
+        Target::Directory(dir) => Access::open(dir, AccessOptions::new(intent).on_event(tell)).await?,
+        Target::Broker(address) => Access::connect(address, Some(Arc::new(tell))).await?,
+    })
 }
 
-/// Gives the directory up in order, then goes on with what the command came to.
+/// Gives the broker up in order, then goes on with what the command came to.
 pub async fn close<T>(access: Access, result: Result<T>) -> Result<T> {
     access.close().await;
     result

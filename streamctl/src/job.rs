@@ -1,23 +1,22 @@
 //! `streamctl job list | describe`.
 
-use std::path::Path;
-
 use anyhow::Result;
 use tidemill_broker::{Access, Broker, FetchOffsets, Stable};
 
 use crate::cli::JobCommand;
 use crate::data::{self, Intent};
+use crate::target::Target;
 use crate::{run, stdout};
 
 /// Runs the command.
-pub async fn run(dir: &Path, command: &JobCommand) -> Result<()> {
+pub async fn run(target: &Target, command: &JobCommand) -> Result<()> {
     match command {
         JobCommand::List => list(),
         JobCommand::Describe { job, name } => {
             let job = run::job(job)?;
             let identity = name.as_deref().unwrap_or(job.name);
             describe_arguments(&job)?;
-            let access = match data::open(dir, Intent::Use).await {
+            let access = match data::open(target, Intent::Use).await {
                 Ok(access) => access,
                 Err(error) => {
                     crate::note(format_args!("no committed offsets: {error:#}"));
@@ -60,7 +59,7 @@ async fn describe_offsets(access: &Access, identity: &str) -> Result<()> {
     let request = FetchOffsets { group: identity.to_owned(), stable: Stable::Released };
     let committed = access.fetch_offsets(request).await.map_err(data::explain)?.offsets;
     if committed.is_empty() {
-        crate::note(format_args!("{identity} has committed nothing in {} yet", access.path().display()));
+        crate::note(format_args!("{identity} has committed nothing in {} yet", access.target()));
         return Ok(());
     }
     let topics = access.topics().await.map_err(data::explain)?;

@@ -12,8 +12,10 @@ mod job;
 mod print;
 mod produce;
 mod run;
+mod serve;
 mod stdout;
 mod stop;
+mod target;
 mod topic;
 
 use std::fmt;
@@ -22,6 +24,7 @@ use std::io::{IsTerminal, Write};
 use clap::Parser;
 use cli::{Cli, Command, GenCommand};
 use stop::Stop;
+use target::Target;
 
 fn main() {
     let cli = Cli::parse();
@@ -44,13 +47,15 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = Stop::install()?;
+        let target = Target::new(cli.data.as_deref(), cli.broker.as_deref())?;
         match &cli.command {
             Command::Gen(_) => Ok(()),
-            Command::Topic(command) => topic::run(&cli.data, command).await,
-            Command::Produce(args) => produce::run(&cli.data, args, &stop).await,
-            Command::Consume(args) => consume::run(&cli.data, args, &stop).await,
-            Command::Job(command) => job::run(&cli.data, command).await,
-            Command::Run(args) => run::run(&cli.data, args, &stop).await,
+            Command::Topic(command) => topic::run(&target, command).await,
+            Command::Produce(args) => produce::run(&target, args, &stop).await,
+            Command::Consume(args) => consume::run(&target, args, &stop).await,
+            Command::Job(command) => job::run(&target, command).await,
+            Command::Serve(args) => serve::run(target.directory("serve")?, args, &stop).await,
+            Command::Run(args) => run::run(&target, args, &stop).await,
         }
     })
 }

@@ -10,7 +10,6 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::ops::Range;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -26,6 +25,7 @@ use crate::cli;
 use crate::data::{self, Intent};
 use crate::exit::Usage;
 use crate::stop::Stop;
+use crate::target::Target;
 
 /// Bytes of input read at a time.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -37,7 +37,7 @@ const LINE_BYTES_MAX: usize = 8 << 20;
 const FLUSH_AFTER_STOP: Duration = Duration::from_secs(10);
 
 /// Runs the command.
-pub async fn run(dir: &Path, args: &cli::Produce, stop: &Stop) -> Result<()> {
+pub async fn run(target: &Target, args: &cli::Produce, stop: &Stop) -> Result<()> {
     let keys = args.key_regex.as_deref().map(key_regex).transpose()?;
     // Before anything is made: a wrong path must not leave an empty topic behind.
     let input: Box<dyn Read + Send> = match &args.file {
@@ -52,7 +52,7 @@ pub async fn run(dir: &Path, args: &cli::Produce, stop: &Stop) -> Result<()> {
     if args.file.is_none() && io::stdin().is_terminal() {
         crate::note(format_args!("reads lines from the terminal; Ctrl-D ends them"));
     }
-    let access = data::open(dir, if args.create { Intent::Create } else { Intent::Use }).await?;
+    let access = data::open(target, if args.create { Intent::Create } else { Intent::Use }).await?;
     let result = async {
         let topic = topic(&access, args).await?;
         append(access.clone(), &topic, args, input, keys, stop).await

@@ -1,7 +1,6 @@
 //! `streamctl run`: runs a job until its end, or until Ctrl-C and one more commit.
 
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -17,12 +16,13 @@ use crate::cli;
 use crate::data::{self, Intent};
 use crate::exit::Usage;
 use crate::stop::Stop;
+use crate::target::Target;
 
 /// How long the watcher waits for a change before it looks whether the run is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Runs the command.
-pub async fn run(dir: &Path, args: &cli::Run, stop: &Stop) -> Result<()> {
+pub async fn run(target: &Target, args: &cli::Run, stop: &Stop) -> Result<()> {
     let job = job(&args.job)?;
     let sets: Vec<String> = args.set.iter().map(|set| format!("{}={}", set.key, set.value)).collect();
     // Wrong arguments are told before anything is opened.
@@ -34,9 +34,10 @@ pub async fn run(dir: &Path, args: &cli::Run, stop: &Stop) -> Result<()> {
         tasks: args.tasks.map(|tasks| tasks as usize),
         commit_interval: args.commit_interval,
         state_memory: ByteSize(args.state_memory.0),
+        state: args.state.clone(),
         ..RunOptions::default()
     };
-    let access = data::open(dir, Intent::Use).await?;
+    let access = data::open(target, Intent::Use).await?;
     let result = process(&job, &access, options, args, stop).await;
     data::close(access, result).await
 }

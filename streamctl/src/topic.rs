@@ -6,14 +6,15 @@ use tidemill_broker::{Broker, BrokerError, NewTopic};
 use crate::cli::TopicCommand;
 use crate::data::{self, Intent};
 use crate::stdout;
+use crate::target::Target;
 
 /// Runs the command.
-pub async fn run(data: &std::path::Path, command: &TopicCommand) -> Result<()> {
+pub async fn run(target: &Target, command: &TopicCommand) -> Result<()> {
     let intent = match command {
         TopicCommand::Create { .. } => Intent::Create,
         TopicCommand::List | TopicCommand::Describe { .. } => Intent::Use,
     };
-    let access = data::open(data, intent).await?;
+    let access = data::open(target, intent).await?;
     let result = execute(&access, command).await;
     data::close(access, result).await
 }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use tidemill_log::Create;
 
 /// The lock file's name.
 const LOCK: &str = "LOCK";
@@ -35,8 +36,21 @@ const ALLOWED_BEFORE: [&str; 2] = ["state", "lost+found"];
 pub enum Intent {
     /// It must be there.
     Use,
+    /// It must be there; an empty one is made a data directory. For a server: a volume that was just mounted is
+    /// filled, a path that was mistyped is not.
+    Fill,
     /// It is made where it is missing.
     Create,
+}
+
+impl Intent {
+    /// What an open of the log does where there is none.
+    pub(crate) fn create(self) -> Create {
+        match self {
+            Intent::Use => Create::Never,
+            Intent::Fill | Intent::Create => Create::IfMissing,
+        }
+    }
 }
 
 /// Why a directory cannot be used.
@@ -116,7 +130,7 @@ impl DataDir {
                 // Another process may be making it right now: then LOCK is there, and its holder answers.
                 Intent::Use if !dir.has(LOCK)? => return Err(DirError::Missing { path: path.to_owned() }),
                 Intent::Use => {}
-                Intent::Create => {
+                Intent::Fill | Intent::Create => {
                     let mut names = Vec::new();
                     for entry in std::fs::read_dir(path).map_err(|e| io("list", e))? {
                         let name = entry.map_err(|e| io("list", e))?.file_name();

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! [`Data::open`] is the way in for a command: it takes ownership of a data directory or reaches its owner, and the
-//! handle it gives goes over to another owner, or becomes one, when that owner dies.
+//! handle it gives goes over to another owner, or becomes one, when that owner dies. [`Access::connect`] is the way to
+//! a broker at an address, and [`Serving`] is that broker.
 
 mod access;
 mod api;
@@ -22,6 +23,8 @@ mod error;
 mod local;
 mod owner;
 mod producer;
+mod serve;
+mod sessions;
 mod silence;
 mod status;
 mod tcp;
@@ -35,8 +38,8 @@ pub use error::{BrokerError, PartitionError, Reaction};
 pub use local::LocalBroker;
 pub use owner::OwnerError;
 pub use producer::*;
-pub use tcp::serve_tcp;
+pub use serve::{Exposure, ServeError, ServeOptions, Serving};
 /// What a client of the broker builds and reads.
 pub use tidemill_log::batch;
-pub use tidemill_rpc::Attachment;
+pub use tidemill_rpc::{Attachment, Drained};
 pub use visible::{OPEN_BYTES_MAX, VisibleBatch, for_each_record, visible};

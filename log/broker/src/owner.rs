@@ -17,27 +17,26 @@
 //! * LOCK goes last: whoever takes it next finds the log closed and its files at rest. That holds where the owner is
 //!   dropped without [`Owner::close`] too; then the log is closed on a thread of its own.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tidemill_log::fs::RealFs;
 use tidemill_log::{Config, Log};
-use tidemill_rpc::Server;
+use tidemill_rpc::Drained;
 use tokio::io::AsyncReadExt;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::directory::{DataDir, DirError, DirLock, SOCKET, SOCKET_NEW};
 use crate::local::LocalBroker;
+use crate::sessions::Sessions;
 use crate::status::{Hello, Status};
-use crate::tcp::session_server;
+use crate::tcp;
 
 /// How often the state is said again.
 const TICK: Duration = Duration::from_secs(1);
@@ -75,14 +74,11 @@ pub enum OwnerError {
     },
 }
 
-/// The servers of the connections that are open, by number.
-type Servers = Arc<Mutex<HashMap<u64, Server>>>;
-
 /// The owner's running parts.
 pub(crate) struct Owner {
     status: watch::Sender<Status>,
     broker: Option<LocalBroker>,
-    servers: Servers,
+    sessions: Sessions,
     accepting: JoinSet<()>,
     // Behind everything that uses the directory: freed when the last clone is dropped, after the log has closed.
     lock: Option<Arc<DirLock>>,
@@ -94,13 +90,13 @@ impl Owner {
     pub(crate) async fn start(dir: Arc<DataDir>, lock: DirLock, config: Config) -> Result<Owner, OwnerError> {
         let listener = listen(&dir)?;
         let (status, said) = watch::channel(Status::Opening);
-        let servers = Servers::default();
+        let sessions = Sessions::default();
         // The broker appears here once the log is open; connections that came before wait for `Serving` first.
         let (ready, broker) = watch::channel(None);
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, said, broker, servers.clone()));
+        accepting.spawn(accept(listener, said, broker, sessions.clone()));
         let mut owner =
-            Owner { status, broker: None, servers, accepting, lock: Some(Arc::new(lock)), dir: dir.clone() };
+            Owner { status, broker: None, sessions, accepting, lock: Some(Arc::new(lock)), dir: dir.clone() };
 
         let path = dir.path().to_owned();
         let held = owner.lock.clone();
@@ -134,14 +130,19 @@ impl Owner {
         self.broker.clone().expect("a started owner has a broker")
     }
 
+    /// Serves connections of this listener, too, until the owner closes.
+    pub(crate) fn accept_tcp(&mut self, listener: TcpListener) {
+        let accepting = tcp::accept(listener, self.status.subscribe(), self.broker(), self.sessions.clone());
+        self.accepting.spawn(accepting);
+    }
+
     /// Answers what is in flight, closes the log in order, and frees the directory.
-    pub(crate) async fn close(mut self) -> Result<(), OwnerError> {
+    pub(crate) async fn close(mut self) -> Result<Drained, OwnerError> {
         self.status.send_replace(Status::Closing);
         if let Some(broker) = &self.broker {
             broker.stop_waiting();
         }
-        let servers = std::mem::take(&mut *self.servers.lock());
-        futures::future::join_all(servers.values().map(|server| server.drain(DRAIN_WITHIN))).await;
+        let drained = self.sessions.drain(DRAIN_WITHIN).await;
         self.stop_listening().await;
         let closed = match self.broker.take() {
             Some(broker) => {
@@ -160,7 +161,7 @@ impl Owner {
             None => Ok(()),
         };
         drop(self.lock.take());
-        closed.map_err(|why| OwnerError::Close { why })
+        closed.map(|()| drained).map_err(|why| OwnerError::Close { why })
     }
 
     /// Peers hear the last state, then the end of the file; the socket's name goes before the lock does.
@@ -168,8 +169,9 @@ impl Owner {
         if let Err(error) = self.dir.unlink(SOCKET) {
             tracing::warn!(%error, "the socket's name stays; the next owner replaces it");
         }
-        // The accepting task lets every connection say the last state, for a bounded time.
-        let _ = timeout(2 * FAREWELL_WITHIN, self.accepting.join_next()).await;
+        // The accepting tasks let every connection say the last state, for a bounded time.
+        let _ =
+            timeout(2 * FAREWELL_WITHIN, async { while self.accepting.join_next().await.is_some() {} }).await;
         self.accepting.shutdown().await;
     }
 }
@@ -257,22 +259,22 @@ async fn accept(
     listener: UnixListener,
     mut status: watch::Receiver<Status>,
     broker: watch::Receiver<Option<LocalBroker>>,
-    servers: Servers,
+    sessions: Sessions,
 ) {
     // Dropped with this task: then every connection's task ends.
     let mut connections = JoinSet::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    for number in 0.. {
+    loop {
         while connections.try_join_next().is_some() {}
         let stream = tokio::select! {
             accepted = next_peer(&listener, &room) => accepted,
             _ = status.wait_for(Status::is_last) => break,
         };
         let Some((stream, permit)) = stream else { continue };
-        let (status, broker, servers) = (status.clone(), broker.clone(), servers.clone());
+        let (status, broker, sessions) = (status.clone(), broker.clone(), sessions.clone());
         connections.spawn(async move {
             let _permit = permit;
-            if let Err(error) = converse(number, stream, status, broker, servers).await {
+            if let Err(error) = converse(stream, status, broker, sessions).await {
                 tracing::debug!(%error, "a connection ended");
             }
         });
@@ -311,11 +313,10 @@ async fn next_peer(
 
 /// One connection, from its hello to its end.
 async fn converse(
-    number: u64,
     mut stream: UnixStream,
     mut status: watch::Receiver<Status>,
     broker: watch::Receiver<Option<LocalBroker>>,
-    servers: Servers,
+    sessions: Sessions,
 ) -> io::Result<()> {
     let mut said = status.borrow_and_update().clone();
     said.write(&mut stream).await?;
@@ -347,9 +348,7 @@ async fn converse(
         }
     }
     let Some(broker) = broker.borrow().clone() else { return Ok(()) };
-    let server = session_server(&broker);
-    servers.lock().insert(number, server.clone());
-    let served = server.serve_stream(stream).await;
-    servers.lock().remove(&number);
-    served.map_err(|e| io::Error::other(e.to_string()))
+    // None: it closes just now, and the client hears that from its watch or the end of the file.
+    let Some(session) = sessions.begin(&broker) else { return Ok(()) };
+    session.server.serve_stream(stream).await.map_err(|e| io::Error::other(e.to_string()))
 }

@@ -1,7 +1,7 @@
 //! Joins the engine to the log and to RocksDB.
 //!
 //! ```text
-//!   tidemill-stream  io::Log ◀── BrokerLog ──▶ Broker   tidemill-broker (this process, or its owner's socket)
+//!   tidemill-stream  io::Log ◀── BrokerLog ──▶ Broker   tidemill-broker (this process, its owner's socket, or TCP)
 //!              StateBackend ◀── RocksState ──▶ RocksDB  state/<identity>/
 //! ```
 //!
@@ -30,4 +30,4 @@ pub use main_of::main;
 #[cfg(feature = "rocksdb")]
 pub use rocks::{RocksState, StoreEntry, dump_state};
 #[cfg(feature = "rocksdb")]
-pub use run::{JobRunError, RunOptions, identity, run, state_dir};
+pub use run::{JobRunError, RunOptions, STATE_DIR, identity, run, state_dir, state_root};

@@ -30,8 +30,9 @@ use crate::decode;
 use crate::input::PrefetchedInput;
 use crate::transaction::LogTransactions;
 
-/// How long an answer may take that waits for nothing but the broker. Longer than a fail-over to another owner.
-pub(crate) const ANSWER: Duration = Duration::from_secs(30);
+/// How long an answer may take that waits for nothing but the broker. Longer than a fail-over to another owner, and
+/// than [`broker::Access::OUTAGE_MAX`]: who is missing is told by name.
+pub(crate) const ANSWER: Duration = Duration::from_secs(40);
 
 /// How long the offsets of a group may be held by a transaction: longer than a transaction's timeout.
 const STABLE_WAIT_MS: u32 = 30_000;

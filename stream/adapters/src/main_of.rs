@@ -1,7 +1,7 @@
 //! The `main` of a program that is one job.
 //!
 //! ```text
-//!   my-job [--data DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB] [key=value ...]
+//!   my-job [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB] [key=value ...]
 //! ```
 //!
 //! Exit codes are those of `streamctl`: 0 done, 1 failed, 2 wrong usage. The first Ctrl-C stops after a commit, a second
@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use tidemill_broker::{AccessOptions, Intent};
+use tidemill_broker::{Access, AccessOptions, Intent};
 use tidemill_stream::Job;
 use tidemill_stream::args::{ArgSpec, ArgValue, JobArgs};
 use tidemill_stream::engine::Mode;
@@ -20,7 +20,8 @@ use tidemill_stream::runtime::Monitor;
 use crate::{JobSpec, RunOptions, run};
 
 struct Line {
-    data: PathBuf,
+    data: Option<PathBuf>,
+    broker: Option<String>,
     options: RunOptions,
 }
 
@@ -56,15 +57,15 @@ pub fn main<J: Job + JobArgs>() -> ExitCode {
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
-    let data =
-        std::env::var_os("TIDEMILL_DATA").map_or_else(|| PathBuf::from("./tidemill-data"), PathBuf::from);
-    let mut line = Line { data, options: RunOptions::default() };
+    let mut line = Line { data: None, broker: None, options: RunOptions::default() };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("`{word}` needs a value"));
         let of = |e: String| format!("`{word}`: {e}");
         match word.as_str() {
             "--help" | "-h" => return Ok(Asked::Help),
-            "--data" => line.data = value()?.into(),
+            "--data" => line.data = Some(value()?.into()),
+            "--broker" => line.broker = Some(value()?),
+            "--state" => line.options.state = Some(value()?.into()),
             "--until-end" => line.options.mode = Mode::UntilEnd,
             "--name" => line.options.name = Some(value()?),
             "--tasks" => line.options.tasks = Some(usize::parse(&value()?).map_err(of)?),
@@ -74,12 +75,20 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
             other => return Err(format!("`{other}` is neither an option nor of the form key=value")),
         }
     }
+    // An option counts before the environment, which is looked at only where there is none.
+    if line.data.is_none() && line.broker.is_none() {
+        line.data = std::env::var_os("TIDEMILL_DATA").map(PathBuf::from);
+        line.broker = std::env::var("TIDEMILL_BROKER").ok();
+    }
+    if line.data.is_some() && line.broker.is_some() {
+        return Err("both a data directory and a broker are named: keep one".to_owned());
+    }
     Ok(Asked::Run(Box::new(line)))
 }
 
 fn help(job: &JobSpec) -> String {
     let mut text = format!(
-        "usage: {} [--data DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB] [key=value ...]\n",
+        "usage: {} [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB] [key=value ...]\n",
         job.name
     );
     for ArgSpec { name, kind, help, default, .. } in job.args {
@@ -94,9 +103,12 @@ fn execute(job: &JobSpec, line: Line, say: &impl Fn(&str)) -> Result<(), (u8, St
     job.build(&line.options.sets).map_err(|e| (2, e.to_string()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|e| (1, e.to_string()))?;
-    let access = runtime
-        .block_on(tidemill_broker::Access::open(&line.data, AccessOptions::new(Intent::Use)))
-        .map_err(|e| (1, e.to_string()))?;
+    let data = line.data.unwrap_or_else(|| PathBuf::from("./tidemill-data"));
+    let opened = match line.broker {
+        Some(address) => runtime.block_on(Access::connect(address, None)),
+        None => runtime.block_on(Access::open(data, AccessOptions::new(Intent::Use))),
+    };
+    let access = opened.map_err(|e| (1, e.to_string()))?;
     let monitor = Monitor::new();
     let stopper = monitor.clone();
     runtime.spawn(async move {

@@ -1,6 +1,9 @@
 //! Runs a job on a data directory: what `streamctl run` and `tidemill::main` call.
 //!
-//! Layout: the job's state is in `state/<identity>/` of the data directory, whichever process owns the log there.
+//! Layout: the job's state is in `state/<identity>/` of the data directory, whichever process owns the log there. A job
+//! whose broker is reached by its address keeps it in [`STATE_DIR`] of the folder it runs in. [`RunOptions::state`]
+//! names another place. A state directory that belongs to another log, or to none, costs a rebuild from the changelog:
+//! the positions in it name topics by their identity.
 //! Half of the state memory goes to the overlays of the tasks, half to RocksDB.
 
 use std::path::{Path, PathBuf};
@@ -20,6 +23,9 @@ use crate::{BrokerLog, RocksState};
 /// Least memory that is of any use: below it RocksDB flushes for every few rows.
 const STATE_MEMORY_MIN: u64 = 512 << 10;
 
+/// Where the state of jobs is kept if nothing else is said and the log is elsewhere.
+pub const STATE_DIR: &str = "./tidemill-state";
+
 /// How a job is run.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -35,6 +41,8 @@ pub struct RunOptions {
     pub commit_interval: Duration,
     /// Memory for state, RocksDB included.
     pub state_memory: ByteSize,
+    /// The folder that holds the state directories of jobs; see [`state_root`] for the default.
+    pub state: Option<PathBuf>,
     /// When the store is written and flushed; for tests. The commit interval above counts.
     pub policy: CommitPolicy,
 }
@@ -48,6 +56,7 @@ impl Default for RunOptions {
             tasks: None,
             commit_interval: Duration::from_millis(200),
             state_memory: ByteSize(256 << 20),
+            state: None,
             policy: CommitPolicy::default(),
         }
     }
@@ -117,9 +126,19 @@ pub fn identity(job: &JobSpec, name: Option<&str>) -> Result<Identity, BadName> 
     Identity::new(name.unwrap_or(job.name))
 }
 
-/// Where a job keeps its state.
+/// The folder that holds the state directories of jobs: the one that is given, else `state` in the data directory, else
+/// [`STATE_DIR`].
+pub fn state_root(data: Option<&Path>, given: Option<&Path>) -> PathBuf {
+    match (given, data) {
+        (Some(given), _) => given.to_owned(),
+        (None, Some(data)) => data.join("state"),
+        (None, None) => PathBuf::from(STATE_DIR),
+    }
+}
+
+/// Where a job keeps its state in a data directory, if nothing else is said.
 pub fn state_dir(data: &Path, identity: &Identity) -> PathBuf {
-    data.join("state").join(identity.as_str())
+    state_root(Some(data), None).join(identity.as_str())
 }
 
 /// Runs a job until its end or until `monitor` stops it. Blocks, so call it from a thread of its own (or
@@ -141,7 +160,7 @@ pub fn run(
         return Err(JobRunError::Memory { given: options.state_memory });
     }
     let memory = usize::try_from(options.state_memory.0).unwrap_or(usize::MAX);
-    let path = state_dir(access.path(), &identity);
+    let path = state_root(access.path(), options.state.as_deref()).join(identity.as_str());
     let backend: Arc<dyn StateBackend> = match plan.step() {
         Some(_) => {
             let opened = RocksState::open(&path, memory / 2);

@@ -48,6 +48,7 @@ impl World {
             .streamctl
             .command(args)
             .env_remove("TIDEMILL_DATA")
+            .env_remove("TIDEMILL_BROKER")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -95,7 +96,7 @@ impl World {
 
     /// Starts a command.
     pub fn start(&self, args: &[&str]) -> Process {
-        Process::start(self.streamctl.command(args).env_remove("TIDEMILL_DATA"))
+        Process::start(self.streamctl.command(args).env_remove("TIDEMILL_DATA").env_remove("TIDEMILL_BROKER"))
     }
 
     /// Generates an access log and returns its text.

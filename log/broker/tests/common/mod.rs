@@ -2,7 +2,6 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +10,7 @@ use tidemill_broker::*;
 use tidemill_log::batch::{BatchBuilder, BatchOptions, ProducerStamp, RecordParts};
 use tidemill_log::fs::RealFs;
 use tidemill_log::{Config, Create, Log};
-use tidemill_rpc::{Attachment, Client, ClientConfig};
-use tokio::task::JoinHandle;
+use tidemill_rpc::Attachment;
 
 /// No single wait of a test is longer: a test that hangs says where.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,33 +48,30 @@ impl Host for Local {
     }
 }
 
+/// A served directory; every connection is an access by its address.
 pub struct Tcp {
-    address: SocketAddr,
-    server: JoinHandle<std::io::Result<()>>,
+    serving: Serving,
     _dir: tempfile::TempDir,
 }
 
 impl Tcp {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let broker = LocalBroker::new(open_log(dir.path()));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let server = tokio::spawn(serve_tcp(listener, broker));
-        Tcp { address, server, _dir: dir }
+        let serving = Serving::start(dir.path(), serve_options()).await.expect("serves");
+        Tcp { serving, _dir: dir }
     }
 }
 
-impl Drop for Tcp {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
+pub fn serve_options() -> ServeOptions {
+    let listen = "127.0.0.1:0".parse().expect("an address");
+    ServeOptions { log: config(), ..ServeOptions::new(Intent::Create, listen) }
 }
 
 impl Host for Tcp {
     async fn connect(&self) -> AnyBroker {
-        let client = Client::connect_tcp(self.address, ClientConfig::default()).await.expect("connects");
-        AnyBroker::new(BrokerClient::new(client))
+        let access = Access::connect(self.serving.address().to_string(), None).await.expect("connects");
+        assert_eq!(access.place(), Some(Place::Address(self.serving.address())));
+        access.broker()
     }
 }
 
