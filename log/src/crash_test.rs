@@ -24,7 +24,7 @@ use crate::error::{OpenError, ReadError, WriteError};
 #[cfg(feature = "faults")]
 use crate::fault;
 use crate::fs::Fs;
-use crate::fs::sim::{Crash, SimFs};
+use crate::fs::sim::{Call, Crash, Failure, SimFs};
 use crate::journal::Geometry;
 use crate::live::{create_topic, read};
 use crate::names::{self, Kind};
@@ -763,6 +763,7 @@ impl Explorer {
         }
         let geometry = Geometry { file_bytes: format.journal_file_bytes };
         let synced = d.scan.synced_through.max(d.slot.head.synced_through);
+        let undamaged = d.state.clone();
         let mut targets: Vec<(String, u64, u64)> = Vec::new();
         for lsn in d.rounds.iter().filter(|lsn| **lsn < synced) {
             let round = d.scan.round_at(*lsn).unwrap().expect("it was folded");
@@ -830,7 +831,12 @@ impl Explorer {
             must!(!is_journal, "rot: a bad byte below D={synced} was not noticed");
             let d = decided.unwrap_or_else(|e| violation(format!("rot: {e}")));
             if is_slot {
-                must!(d.state == *ghost.state(d.state.n), "rot: the other slot leads to another State");
+                must!(
+                    d.state == undamaged,
+                    "rot: the other slot leads to entry {}, this one to {}",
+                    d.state.n,
+                    undamaged.n
+                );
                 must!(d.state.n >= ghost.must, "rot: the other slot loses entry {}", ghost.must);
             }
             g.kept(&d);
@@ -952,28 +958,119 @@ fn every_call_of_a_short_scenario_may_be_the_last() {
     }
 }
 
+/// A process is killed right before it syncs a slot, and while the next open writes the other one the power goes. The
+/// random histories meet this once in some hundred seeds; what it needs is a slot of more than a sector.
+fn power_goes_while_open_writes_a_slot() -> Result<(), String> {
+    let x = Arc::new(explorer(0, Depth::Sampled));
+    let disk = SimFs::new();
+    disk.tear_sectors();
+    let mut machine = open(Arc::new(disk.clone()), x.config()).map_err(|e| e.to_string())?;
+    for number in 0..20 {
+        drop(create_topic(
+            &machine.shared,
+            NewTopic::new(format!("topic-{number}"), 1),
+            Uuid::from_u128(number),
+        ));
+        assert!(machine.drain());
+    }
+    let killed: Arc<Mutex<Option<SimFs>>> = Arc::default();
+    disk.set_hook({
+        let (killed, x) = (killed.clone(), x.clone());
+        move |disk, op| {
+            if op.call == Call::Sync && op.path.starts_with("checkpoint") {
+                killed.lock().get_or_insert_with(|| disk.crash(Crash::Kill, &mut *x.rng.lock()));
+            }
+        }
+    });
+    machine.shared.core.lock().want_checkpoint = true;
+    while killed.lock().is_none() {
+        assert_ne!(machine.checkpointer.step(&machine.shared), Step::Idle, "the checkpoint was asked for");
+    }
+    disk.clear_hook();
+    let killed = killed.lock().take().expect("a slot was about to be synced");
+    let acked = machine.shared.core.lock().released_n;
+    let found: Arc<Mutex<Result<(), String>>> = Arc::new(Mutex::new(Ok(())));
+    killed.set_hook({
+        let (found, x) = (found.clone(), x.clone());
+        move |disk, op| {
+            if op.call != Call::Sync || !op.path.starts_with("checkpoint") {
+                return;
+            }
+            for _ in 0..100 {
+                let after: Arc<dyn Fs> = Arc::new(disk.crash(Crash::Any, &mut *x.rng.lock()));
+                let format = Format::read(&*after).ok().flatten().expect("it was synced long ago");
+                let broken = match decide(&after, format, 6) {
+                    Ok(d) if d.damage.is_none() && d.state.n >= acked => continue,
+                    Ok(d) => format!("{} of {acked} entries, damage {:?}", d.state.n, d.damage),
+                    Err(e) => e.to_string(),
+                };
+                *found.lock() = Err(broken);
+            }
+        }
+    });
+    open(Arc::new(killed), x.config()).map_err(|e| e.to_string())?;
+    found.lock().clone()
+}
+
+#[test]
+fn power_may_go_while_open_writes_a_slot() {
+    assert_eq!(power_goes_while_open_writes_a_slot(), Ok(()));
+}
+
+/// The journal's sync fails, then the power goes. True if an entry was acked that is not there.
+fn a_failed_sync_loses_an_acked_entry() -> bool {
+    let x = Arc::new(explorer(0, Depth::Sampled));
+    let disk = SimFs::new();
+    let mut machine = open(Arc::new(disk.clone()), x.config()).unwrap_or_else(|e| panic!("{e}"));
+    assert!(machine.drain());
+    let failed = std::sync::atomic::AtomicBool::new(false);
+    disk.set_fault(move |op| {
+        let now = op.call == Call::Sync && op.path.starts_with(names::JOURNAL);
+        (now && !failed.swap(true, Ordering::Relaxed)).then_some(Failure::Errno(5))
+    });
+    let ticket = create_topic(&machine.shared, NewTopic::new("t", 1), Uuid::from_u128(1));
+    machine.drain();
+    let acked = matches!(ticket.try_take(), Some(Ok(_)));
+    assert!(acked || machine.shared.core.lock().stopped.is_some(), "neither acked nor stopped");
+    let after: Arc<dyn Fs> = Arc::new(disk.crash(Crash::None, &mut *x.rng.lock()));
+    let format = Format::read(&*after).ok().flatten().expect("it was synced long ago");
+    let there =
+        decide(&after, format, 6).is_ok_and(|d| d.damage.is_none() && d.state.topic_named("t").is_some());
+    acked && !there
+}
+
+#[test]
+fn a_failed_sync_of_the_journal_acks_nothing() {
+    assert!(!a_failed_sync_loses_an_acked_entry());
+}
+
 #[cfg(feature = "faults")]
 mod broken {
     use super::*;
 
+    /// Found by a test of their own: see there.
+    const DIRECTED: &[&str] = &["sync:open-slot"];
+
     /// Each broken rule and each missing sync, with the first seed that notices it. A change of the scenario moves
-    /// them: the test then looks among the first 60. `CRASH_SEEDS` (how many) and `CRASH_REPORT` (a file) list them.
+    /// them: the test then looks among the first 60. `CRASH_SEEDS` (how many), `CRASH_FAULT` (only this one) and
+    /// `CRASH_REPORT` (a file) list them.
     ///
     /// Of the model's breaks, the compaction one is not here (there is none yet), and `no-admission` is none: a
     /// checkpoint copies the released State, so it never waits for what is queued.
     const CAUGHT: &[(&str, u64)] = &[
         ("ack-before-sync", 0),
-        ("recycle-newer-only", 3),
-        ("unlink-one-slot", 1),
-        ("slot-through-c", 0),
+        ("recycle-newer-only", 17),
+        ("unlink-one-slot", 0),
+        ("slot-through-c", 1),
         ("cut-before-decision", 0),
         ("both-slots-at-once", 1),
         ("stale-accepted", 1),
-        ("link-unchecked", 15),
+        ("link-unchecked", 0),
         ("d-ignored", 0),
         ("incarnation-kept", 0),
         ("lso-by-sequence", 0),
         ("no-epoch-bump", 0),
+        ("lso-off-by-one", 0),
         ("sync:journal", 0),
         ("sync:journal-dir", 0),
         ("sync:segment", 1),
@@ -983,11 +1080,11 @@ mod broken {
         ("sync:topics-dir", 0),
         ("sync:topic-dir", 0),
         ("sync:open-names", 0),
-        ("sync:open-slot", 26),
+        ("sync:open-journal", 4),
         ("sync:open-segments", 0),
         ("sync:open-dirs", 0),
         ("sync:open-other-slot", 0),
-        ("sync:open-this-slot", 0),
+        ("sync:open-this-slot", 3),
         ("sync:create-format", 0),
         ("sync:create-mark", 0),
         ("sync:create-slots", 0),
@@ -1006,7 +1103,12 @@ mod broken {
     #[test]
     fn each_broken_rule_and_each_missing_sync_is_noticed() {
         let (mut report, mut missed) = (String::new(), Vec::new());
-        for (name, _) in fault::BREAKS.iter().chain(fault::SYNCS) {
+        let only = std::env::var("CRASH_FAULT").ok();
+        let wanted = |name: &str| only.as_ref().is_none_or(|only| only == name);
+        for (name, _) in fault::BREAKS.iter().chain(fault::SYNCS).filter(|(name, _)| wanted(name)) {
+            if DIRECTED.contains(name) && only.is_none() {
+                continue;
+            }
             let known = CAUGHT.iter().find(|(n, _)| n == name);
             let found = match (env("CRASH_SEEDS"), known) {
                 (Some(seeds), _) => caught(name, 0, seeds),
@@ -1022,6 +1124,17 @@ mod broken {
             }
         }
         assert!(missed.is_empty(), "not noticed: {missed:?}\nnoticed:\n{report}");
+    }
+
+    #[test]
+    fn each_directed_test_notices_its_broken_rule() {
+        fault::set(Some("sync:open-slot"));
+        let found = power_goes_while_open_writes_a_slot();
+        fault::set(Some("sync-retried"));
+        let lost = a_failed_sync_loses_an_acked_entry();
+        fault::set(None);
+        assert!(found.is_err(), "sync:open-slot is not noticed");
+        assert!(lost, "sync-retried is not noticed");
     }
 
     /// Power goes right after the creation, and the disk is full by the time of the next open.

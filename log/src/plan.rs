@@ -22,7 +22,7 @@ use crate::entry::{Change, Entry};
 use crate::error::{Refusal, WriteError};
 use crate::fault;
 use crate::state::State;
-use crate::types::{Connection, Producer};
+use crate::types::{Connection, Producer, TopicPartition};
 use std::collections::HashMap;
 
 pub(crate) use expire::Expire;
@@ -65,6 +65,8 @@ pub(crate) struct Context {
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
     by_id: HashMap<i64, (i16, Connection)>,
+    /// Only a broken rule moves a sequence where a batch is refused.
+    moved: HashMap<(Producer, TopicPartition), i32>,
 }
 
 impl Pins {

@@ -5,7 +5,7 @@
 //!  decide: D = highest synced_through of any whole round or slot
 //!            folded end < D, an entry State cannot take, a short segment ─▶ corruption: read-only, nothing cut
 //!            otherwise ─▶ what lies above the folded end is the torn tail of a crash
-//!  do:     sync the slot started from
+//!  do:     sync the slot started from and the rounds folded
 //!          ─▶ redo the entries' batches, cut, sync ─▶ write the other slot, sync ─▶ this slot, sync
 //!          ─▶ remove files that State does not name
 //! ```
@@ -184,14 +184,22 @@ impl Decision {
         Ok(slots)
     }
 
-    /// What was read may be in the page cache only. The replayed rounds may stay there: the slots written below, at
-    /// the kept end, stand for them, and nobody was told of entries that only a crash would take away again.
+    /// What was read may be in the page cache only. The slots written below, at the kept end, stand for the replayed
+    /// rounds; but a crash between the two slots leaves the old one beside the new one, and should the new one rot
+    /// then, the old one leads to the same State only through rounds that are there.
     fn sync_what_was_read(&self, fs: &dyn Fs) -> Result<(), OpenError> {
         fault::synced("sync:open-names", || fs.sync_dir(""))
             .map_err(io_error("syncing the data directory"))?;
         let name = names::SLOTS[self.newest];
         fault::synced("sync:open-slot", || slot::open_or_create(fs, name)?.sync())
             .map_err(io_error(format!("syncing {name}")))?;
+        let geometry = Geometry { file_bytes: self.format.journal_file_bytes };
+        let replayed: BTreeSet<u64> = self.rounds.iter().map(|lsn| geometry.file(*lsn)).collect();
+        for number in replayed {
+            let file = &self.scan.files[&number].file;
+            fault::synced("sync:open-journal", || file.sync())
+                .map_err(io_error(format!("syncing {}", names::journal_file(number))))?;
+        }
         Ok(())
     }
 

@@ -18,6 +18,7 @@
 mod apply;
 mod place;
 
+use crate::fault;
 use crate::types::{
     AbortedRange, Cleanup, Mode, Outcome, PartitionOffsets, Position, Producer, TopicInfo, TopicPartition,
 };
@@ -211,7 +212,10 @@ impl Partition {
 
     /// The first offset that a read-committed reader of this State may not see.
     pub(crate) fn last_stable(&self) -> i64 {
-        self.open.keys().next().copied().unwrap_or(self.log_end)
+        match self.open.keys().next() {
+            Some(first) => first + i64::from(fault::active("lso-off-by-one")),
+            None => self.log_end,
+        }
     }
 
     pub(crate) fn offsets(&self) -> PartitionOffsets {

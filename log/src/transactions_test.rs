@@ -1104,21 +1104,9 @@ fn no_schedule_loses_tears_or_doubles_anything() {
 #[cfg(feature = "faults")]
 #[test]
 fn each_broken_rule_is_noticed() {
-    const BREAKS: &[&str] = &[
-        "duplicate-unreleased",
-        "no-epoch-bump",
-        "lso-by-sequence",
-        "retried-end-blind",
-        "retry-gives-current",
-        "epoch-kept",
-        "no-epoch-check",
-        "beyond-five-accepted",
-        "no-timeout-after-open",
-        "old-id-stays",
-    ];
     let only = std::env::var("TXN_FAULT").ok();
     let (mut report, mut missed) = (Vec::new(), Vec::new());
-    for name in BREAKS {
+    for (name, _) in fault::PROTOCOL {
         if only.as_ref().is_some_and(|only| only != name) {
             continue;
         }

@@ -3,6 +3,7 @@
 use super::{Context, Plan, Request, txn};
 use crate::entry::{Change, Entry, Facts, StoredBatch};
 use crate::error::{Refusal, WriteError};
+use crate::fault;
 use crate::state::State;
 use crate::types::{Appended, Connection, InitProducer, Position, Producer, TopicPartition};
 use bytes::Bytes;
@@ -64,7 +65,7 @@ impl AppendBatch {
             let repeat =
                 |b: &&crate::state::LastBatch| (b.sequence, b.count) == (facts.sequence, facts.count);
             if let Some(b) = seqs.last.iter().find(repeat) {
-                let n = if crate::fault::active("duplicate-unreleased") { 0 } else { b.n };
+                let n = if fault::active("duplicate-unreleased") { 0 } else { b.n };
                 let answer = Appended { base_offset: b.base_offset, next: b.next(), duplicate: true };
                 return Ok(Some(Plan::Rests { n, answer }));
             }
@@ -73,8 +74,14 @@ impl AppendBatch {
         if facts.transactional != producer.transactional_id.is_some() {
             return Err((0, Refusal::NotTransactional(facts.producer.id).into()));
         }
+        if fault::active("sequence-on-reject") {
+            expected = with.pins.moved.get(&(facts.producer, self.to)).map_or(expected, |s| expected.max(*s));
+            if facts.sequence > expected {
+                with.pins.moved.insert((facts.producer, self.to), facts.sequence + facts.count);
+            }
+        }
         let behind = expected.wrapping_sub(facts.sequence) > 0;
-        if facts.sequence != expected && !(behind && crate::fault::active("beyond-five-accepted")) {
+        if facts.sequence != expected && !(behind && fault::active("beyond-five-accepted")) {
             let refusal = Refusal::OutOfOrder {
                 partition: self.to,
                 producer: facts.producer,

@@ -99,6 +99,10 @@ impl State {
                 };
                 (owner.n, owner.clock) = (n, clock);
                 let txn = owner.txn.get_or_insert_default();
+                if fault::active("offsets-outside") {
+                    put_offsets(self.groups.entry(group.clone()).or_default(), offsets);
+                    return Ok(effects);
+                }
                 put_offsets(txn.offsets.entry(group.clone()).or_default(), offsets);
             }
             Change::CommitOffsets { group, offsets } => {
