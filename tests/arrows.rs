@@ -37,6 +37,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("tidemill-models", &["tidemill-log", "tidemill-rpc", "tidemill-stream"]),
     ("xtask", &[]),
+    ("tidemill-load", &["tidemill-log"]),
 ];
 
 #[test]

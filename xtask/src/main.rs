@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use xtask::demo::Demo;
 use xtask::full_disk;
+use xtask::ledger::Ledger;
+use xtask::power::Power;
 use xtask::prove::Prove;
 use xtask::recount::{Recount, Settings};
 
@@ -23,6 +25,10 @@ enum Command {
     Demo(Demo),
     /// Run the long banks.
     Prove(Prove),
+    /// Run something for long, and add it to the ledger; or show the ledger.
+    Ledger(Ledger),
+    /// Cut the power of a file system under load, again and again.
+    Power(Power),
     /// Fill a small file system; `prove` mounts one and calls this.
     #[command(hide = true)]
     FullDisk {
@@ -63,6 +69,8 @@ fn execute() -> Result<()> {
     match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Prove(prove) => prove.run(),
+        Command::Ledger(ledger) => ledger.run(),
+        Command::Power(power) => power.run_and_tell(),
         Command::FullDisk { streamctl, dir } => full_disk::run(&streamctl, &dir),
         Command::Recount { file, partitions, window, out_of_order } => {
             let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;

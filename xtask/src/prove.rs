@@ -1,19 +1,24 @@
-//! `./x prove`: the long banks, one after the other, each with a line that says what it showed.
+//! `./x prove`: the long banks, one after the other, and at the end a table of what they showed.
 
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::demo::Demo;
+use crate::power::{FileSystem, Outcome, Power};
 use crate::{full_disk, kills};
 
 /// Crates with a bank of seeded faults: rules that a test breaks to see that it notices. Their sweeps are whole here
 /// (every case of the log's, 10,000 random jobs of the engine's), where `./x test` takes samples.
 const FAULT_BANKS: [&str; 2] = ["tidemill-log", "tidemill-stream"];
 const WHOLE_SWEEPS: [(&str, &str); 2] = [("TIDEMILL_SWEEP", "all"), ("TIDEMILL_SEEDS", "0-10000")];
+/// The rule of the log that the control of the power cuts breaks, and most cuts until that must be noticed.
+const CONTROL: (&str, u64) = ("sync:journal", 5);
 
 /// `./x prove ...`
 #[derive(Debug, Args)]
@@ -24,9 +29,41 @@ pub struct Prove {
     /// How many SIGKILLs at random moments.
     #[arg(long, default_value_t = 20)]
     kills: u32,
+    /// How many power cuts on each file system.
+    #[arg(long, default_value_t = 50)]
+    cuts: u64,
     /// Chooses the moments.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+}
+
+/// What the banks showed so far.
+#[derive(Debug, Default)]
+struct Table {
+    rows: Vec<(String, String, Duration)>,
+}
+
+impl Table {
+    /// Runs a bank and notes what it says; an error if it fails.
+    #[allow(clippy::print_stdout, reason = "what it prints is its result")]
+    fn bank(&mut self, name: &str, bank: impl FnOnce() -> Result<String>) -> Result<()> {
+        println!("\n== {name}");
+        let started = Instant::now();
+        let said = bank().with_context(|| format!("bank \"{name}\""))?;
+        println!("{said}");
+        self.rows.push((name.to_owned(), said, started.elapsed()));
+        Ok(())
+    }
+
+    fn text(&self) -> String {
+        let wide = self.rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0);
+        let mut text = String::new();
+        for (name, said, took) in &self.rows {
+            let seconds = took.as_secs();
+            let _ = writeln!(text, "{name:<wide$}  {:>2} min {:02} s  {said}", seconds / 60, seconds % 60);
+        }
+        text
+    }
 }
 
 impl Prove {
@@ -34,34 +71,149 @@ impl Prove {
     #[allow(clippy::print_stdout, reason = "what it prints is its result")]
     pub fn run(&self) -> Result<()> {
         let started = Instant::now();
-        for package in FAULT_BANKS {
-            println!("\n== seeded faults and long sweeps of {package}");
-            cargo(&["test", "--release", "-p", package, "--features", "faults"])?;
+        let mut table = Table::default();
+        let result = self.banks(&mut table);
+        println!("\n{}", table.text());
+        let seconds = started.elapsed().as_secs();
+        let took = format!("{} min {:02} s", seconds / 60, seconds % 60);
+        match &result {
+            Ok(()) => println!("./x prove: all banks held, in {took}"),
+            Err(_) => println!("./x prove: FAILED after {took}; the banks above held"),
         }
-        println!("\n== a disk that fills up");
-        full_disk::in_namespace(&self.streamctl)?;
-        println!(
-            "a full disk refused appends before anything was lost; with room again the input was completed"
-        );
-        println!("\n== {} SIGKILLs at random moments", self.kills);
+        result
+    }
+
+    fn banks(&self, table: &mut Table) -> Result<()> {
+        for package in FAULT_BANKS {
+            table.bank(&format!("seeded faults and whole sweeps of {package}"), || {
+                let tests = tests_of(&["-p", package, "--features", "faults"], &WHOLE_SWEEPS)?;
+                Ok(format!("{tests} tests passed"))
+            })?;
+        }
+        table.bank("a disk that fills up", || {
+            full_disk::in_namespace(&self.streamctl)?;
+            Ok("refused appends before anything was lost; with room again the input was completed".into())
+        })?;
+        for fs in [FileSystem::Ext4, FileSystem::Xfs] {
+            table.bank(&format!("power cuts on {}", fs.name()), || self.power_cuts(fs))?;
+        }
+        table.bank("control: power cuts with a missing sync", || self.control())?;
+        table.bank("SIGKILLs at random moments", || self.kills())?;
+        table.bank("the demo", || {
+            Demo::with_defaults(self.streamctl.clone()).run()?;
+            Ok("two kills, every window exact".into())
+        })
+    }
+
+    fn power(&self, fs: FileSystem, cuts: u64) -> Power {
+        let (streamctl, seed) = (self.streamctl.clone(), self.seed);
+        Power { fs, cuts, seed, streamctl, load: None, fault: None, inside: None }
+    }
+
+    fn power_cuts(&self, fs: FileSystem) -> Result<String> {
+        Ok(match self.power(fs, self.cuts).run()? {
+            Outcome::Done(counts) => counts.sentence(fs),
+            Outcome::Skipped(why) => skipped(&why),
+        })
+    }
+
+    /// With the journal's sync left out, the cuts must find a loss.
+    fn control(&self) -> Result<String> {
+        let (fault, cuts) = CONTROL;
+        let built = self.streamctl.with_file_name("tidemill-load");
+        let broken = self.streamctl.with_file_name("tidemill-load-faults");
+        cargo(&["build", "--quiet", "--release", "-p", "tidemill-load", "--features", "faults"])?;
+        std::fs::copy(&built, &broken).with_context(|| format!("cannot copy {}", built.display()))?;
+        cargo(&["build", "--quiet", "--release", "-p", "tidemill-load"])?;
+        let power =
+            Power { load: Some(broken), fault: Some(fault.into()), ..self.power(FileSystem::Ext4, cuts) };
+        match power.run() {
+            Ok(Outcome::Skipped(why)) => Ok(skipped(&why)),
+            Ok(Outcome::Done(_)) => {
+                anyhow::bail!("{cuts} cuts without `{fault}` lost nothing: the bank would not notice")
+            }
+            Err(error) => {
+                let said = format!("{error:#}");
+                ensure!(said.contains("LOST"), "it failed, but not for a loss: {said}");
+                Ok(format!("noticed that `{fault}` was left out, within {cuts} cuts"))
+            }
+        }
+    }
+
+    fn kills(&self) -> Result<String> {
         let target =
             self.streamctl.parent().and_then(Path::parent).context("the binary is in a target folder")?;
         let done = kills::run(&self.streamctl, target, self.kills, self.seed)?;
-        println!("{} kills, {} of them with output rows in flight: exact", done.kills, done.in_flight);
         ensure!(
             done.in_flight > 0 || self.kills < 10,
             "no kill met output rows in flight: they proved too little"
         );
-        println!("\n== the demo");
-        Demo::with_defaults(self.streamctl.clone()).run()?;
-        println!("\n./x prove: all banks held, in {} s", started.elapsed().as_secs());
-        Ok(())
+        Ok(format!("{} kills, {} of them with output rows in flight: exact", done.kills, done.in_flight))
     }
 }
 
+/// Loud: a line that cannot be taken for a result.
+fn skipped(why: &str) -> String {
+    format!("SKIPPED, NOTHING WAS SHOWN: {why}")
+}
+
+fn cargo_command(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args);
+    command
+}
+
 fn cargo(args: &[&str]) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(args).envs(WHOLE_SWEEPS).status().context("cannot start cargo")?;
+    let status = cargo_command(args).status().context("cannot start cargo")?;
     ensure!(status.success(), "cargo {} ended with {status}", args.join(" "));
     Ok(())
+}
+
+/// Runs tests, passes on what they print, and counts those that passed.
+#[allow(clippy::print_stdout, reason = "what it prints is its result")]
+fn tests_of(args: &[&str], env: &[(&str, &str)]) -> Result<u64> {
+    let mut command = cargo_command(&["test", "--release"]);
+    command.args(args).envs(env.iter().copied()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start cargo")?;
+    let mut passed = 0;
+    for line in BufReader::new(child.stdout.take().context("standard output is piped")?).lines() {
+        let line = line?;
+        println!("{line}");
+        passed += passed_in(&line);
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "cargo test {} ended with {status}", args.join(" "));
+    ensure!(passed > 0, "cargo test {} ran no test", args.join(" "));
+    Ok(passed)
+}
+
+/// The number in `test result: ok. 12 passed; ...`.
+fn passed_in(line: &str) -> u64 {
+    let counted = line.strip_prefix("test result: ok. ").and_then(|rest| rest.split_once(" passed"));
+    counted.and_then(|(n, _)| n.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passed_tests_are_counted() {
+        assert_eq!(passed_in("test result: ok. 12 passed; 0 failed; 0 ignored"), 12);
+        assert_eq!(passed_in("test result: FAILED. 3 passed; 1 failed"), 0);
+        assert_eq!(passed_in("test a::b ... ok"), 0);
+    }
+
+    #[test]
+    fn the_table_has_a_line_a_bank_and_a_failed_one_has_none() {
+        let mut table = Table::default();
+        table.bank("short", || Ok("7 things".into())).unwrap();
+        let failed = table.bank("a longer name", || anyhow::bail!("lost"));
+        assert_eq!(format!("{:#}", failed.unwrap_err()), "bank \"a longer name\": lost");
+        table.bank("a longer name", || Ok("8 things".into())).unwrap();
+        assert_eq!(
+            table.text(),
+            "short           0 min 00 s  7 things\na longer name   0 min 00 s  8 things\n"
+        );
+    }
 }

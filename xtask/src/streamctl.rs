@@ -170,6 +170,14 @@ impl Run {
         Ok(())
     }
 
+    /// SIGKILL; then what the process had said and nobody had read yet.
+    pub fn kill_and_drain(mut self) -> Result<Vec<Status>> {
+        self.child.kill().context("cannot kill the run")?;
+        self.child.wait().context("cannot wait for the run")?;
+        // Its death closed the pipe, so the reader ends. A line that was cut off says nothing.
+        Ok(self.lines.iter().filter_map(|line| serde_json::from_str(&line).ok()).collect())
+    }
+
     /// Waits for a process that closed its output: how it ended, and what it said on stderr.
     pub fn wait(mut self) -> Result<(ExitStatus, String)> {
         let status = self.child.wait().context("cannot wait for the run")?;

@@ -1,0 +1,319 @@
+//! Cuts under `streamctl produce` and `streamctl run ip-count` on one data directory.
+//!
+//! ```text
+//!   lines not there yet ──fed slowly──▶ produce ──▶ topic access-log ──▶ run ip-count ──▶ output, state, offsets
+//!                                          │ "N leading lines are durable"        │ a line for each commit
+//!                                          ▼                                      ▼
+//!                                        acks, outside the disk that is cut
+//! ```
+//!
+//! After each cut: every partition holds a prefix of what was sent to it, with every durable line in it, and the job
+//! starts at or after its last acknowledged commit. After the last one the job runs to its end, and its output equals a
+//! recount of the lines that are there.
+
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::disk::{self, Cut, Disk};
+use super::{Counts, Power, Random};
+use crate::counted::Counted;
+use crate::recount::{Recount, Settings, partition_of};
+use crate::streamctl::{Run, Status, Streamctl};
+
+const SETTINGS: Settings = Settings { partitions: 4, window_ms: 5_000, bound_ms: 10_000 };
+/// More than five cuts use up.
+const LINES: u64 = 200_000;
+/// Lines fed at a time, each millisecond.
+const LINES_A_MS: usize = 20;
+/// The longest anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Cuts one image with these seeds.
+pub(super) fn image(options: &Power, disk: &Disk, work: &Path, seeds: Range<u64>) -> Result<Counts> {
+    let streamctl = Streamctl::new(&options.streamctl, disk.dir().join("data"));
+    let log = work.join("access.log");
+    let (file, lines, seed) =
+        (log.to_string_lossy().into_owned(), LINES.to_string(), seeds.start.to_string());
+    streamctl.run_quietly(&["gen", "access-log", "--lines", &lines, "--seed", &seed, "--file", &file])?;
+    let text = std::fs::read(&log)?;
+    let mut input = Input::new(&text);
+    let mut counts = Counts::default();
+    let mut committed = 0;
+    for seed in seeds {
+        let cut = cycle(&streamctl, disk, &mut input, seed, &mut committed, &mut counts);
+        cut.with_context(|| format!("seed {seed}"))?;
+    }
+    disk.mount()?;
+    streamctl.run_quietly(&["run", "ip-count", "--until-end"])?;
+    let recount = Recount::of(SETTINGS, &input.there_text());
+    let counted = Counted::read(
+        &streamctl.values("ip-counts", "read-committed")?,
+        &streamctl.values("ip-counts-late", "read-committed")?,
+        &streamctl.values("ip-count-dead-letter", "read-committed")?,
+    )?;
+    let differences = counted.differences(&recount, SETTINGS.window_ms);
+    ensure!(differences.is_empty(), "the job's output differs from a recount of its input: {differences:#?}");
+    ensure!(recount.counted() > 0, "the job counted nothing: this proves nothing");
+    disk.unmount()?;
+    Ok(counts)
+}
+
+fn cycle(
+    streamctl: &Streamctl,
+    disk: &Disk,
+    input: &mut Input<'_>,
+    seed: u64,
+    committed: &mut u64,
+    counts: &mut Counts,
+) -> Result<()> {
+    let mut random = Random::new(seed);
+    let cut = Cut::of(&mut random);
+    let tasks = (1 + random.below(3)).to_string();
+    disk.mount()?;
+    let topic = ["topic", "create", "access-log", "--partitions", "4"];
+    if !streamctl.data().exists() {
+        streamctl.run_quietly(&topic)?;
+    }
+    let missing = input.missing();
+    // Whoever comes first owns the directory; the other one reaches it through a socket.
+    let producer_first = random.percent(50);
+    let mut producer =
+        producer_first.then(|| Producer::start(streamctl, input.text(&missing))).transpose()?;
+    let mut run = streamctl.start_run(&[
+        "ip-count",
+        "--set",
+        "idle_after=1h",
+        "--commit-interval",
+        "30ms",
+        "--tasks",
+        &tasks,
+    ])?;
+    let mut producer = match producer.take() {
+        Some(producer) => producer,
+        None => {
+            started(&mut run, *committed)?;
+            Producer::start(streamctl, input.text(&missing))?
+        }
+    };
+    if producer_first {
+        started(&mut run, *committed)?;
+    }
+    let (mut commits, mut acked) = (0, *committed);
+    let mut until = None;
+    let begun = Instant::now();
+    // The load counts from the first commit on.
+    while until.is_none_or(|until| Instant::now() < until) {
+        ensure!(begun.elapsed() < PATIENCE, "no commit within {PATIENCE:?}");
+        match run.next(Duration::from_millis(10)) {
+            Ok(Some(Status::Committed { committed_records, .. })) => {
+                (commits, acked) = (commits + 1, acked.max(committed_records));
+                until.get_or_insert(Instant::now() + cut.after);
+            }
+            Ok(None) => bail!("the run ended before the cut: {}", run.wait()?.1),
+            // Nothing said for a moment, or something else.
+            Ok(Some(_)) | Err(_) => {}
+        }
+    }
+    if cut.write_back {
+        disk::write_back(streamctl.data(), &mut random)?;
+    }
+    disk.cut(&cut)?;
+    // Whatever it said before its death was acknowledged.
+    for status in run.kill_and_drain()? {
+        if let Status::Committed { committed_records, .. } = status {
+            (commits, acked) = (commits + 1, acked.max(committed_records));
+        }
+    }
+    let said = producer.end()?;
+    let durable = number_before(&said, " leading lines are durable")?;
+    let doubt = number_before(&said, " more are in doubt")?;
+    disk.unmount()?;
+
+    disk.mount()?;
+    let there = streamctl.values("access-log", "read-uncommitted")?;
+    disk.unmount()?;
+    let before = input.there.iter().sum::<usize>();
+    input.found(&there)?;
+    let now = input.there.iter().sum::<usize>() - before;
+    ensure!(missing.len() >= durable, "{durable} lines are called durable, {} were sent", missing.len());
+    if let Some(lost) = missing[..durable].iter().position(|line| !input.is_there(*line)) {
+        bail!(
+            "ACKED AND LOST: {durable} leading lines were durable, and line {lost} of them is not there ({cut:?})"
+        );
+    }
+    ensure!(now <= durable + doubt, "{durable} durable, {doubt} in doubt, and {now} are there");
+    *committed = acked;
+    counts.cuts += 1;
+    counts.job_cuts += 1;
+    counts.acked += durable as u64;
+    counts.commits += commits;
+    counts.written_back += u64::from(cut.write_back);
+    counts.beyond_acks += u64::from(now > durable);
+    Ok(())
+}
+
+/// Waits until the run is recovered; it must not stand before its last acknowledged commit.
+fn started(run: &mut Run, committed: u64) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        ensure!(since.elapsed() < PATIENCE, "the run has not started within {PATIENCE:?}");
+        match run.next(PATIENCE)? {
+            Some(Status::Started { committed_records, .. }) => {
+                ensure!(
+                    committed_records >= committed,
+                    "COMMITTED AND LOST: the job starts at {committed_records} records, {committed} were committed"
+                );
+                return Ok(());
+            }
+            Some(_) => {}
+            None => bail!("the run ended before it started"),
+        }
+    }
+}
+
+/// The lines, and how many of each partition are in the log.
+struct Input<'a> {
+    /// A line and its partition.
+    lines: Vec<(&'a [u8], usize)>,
+    /// Numbers of the lines of each partition.
+    of: Vec<Vec<usize>>,
+    there: Vec<usize>,
+}
+
+impl<'a> Input<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        let partitions = SETTINGS.partitions as usize;
+        let mut input =
+            Self { lines: Vec::new(), of: vec![Vec::new(); partitions], there: vec![0; partitions] };
+        for line in text.strip_suffix(b"\n").unwrap_or(text).split(|b| *b == b'\n') {
+            let partition = partition(line);
+            input.of[partition].push(input.lines.len());
+            input.lines.push((line, partition));
+        }
+        input
+    }
+
+    fn is_there(&self, line: usize) -> bool {
+        let of = &self.of[self.lines[line].1];
+        of[..self.there[self.lines[line].1]].binary_search(&line).is_ok()
+    }
+
+    /// The lines that are not there, in their order.
+    fn missing(&self) -> Vec<usize> {
+        (0..self.lines.len()).filter(|line| !self.is_there(*line)).collect()
+    }
+
+    fn text(&self, lines: &[usize]) -> Vec<Vec<u8>> {
+        lines.chunks(LINES_A_MS).map(|some| self.joined(some.iter().copied())).collect()
+    }
+
+    fn there_text(&self) -> Vec<u8> {
+        self.joined((0..self.lines.len()).filter(|line| self.is_there(*line)))
+    }
+
+    fn joined(&self, lines: impl Iterator<Item = usize>) -> Vec<u8> {
+        lines.flat_map(|line| [self.lines[line].0, b"\n"].concat()).collect()
+    }
+
+    /// Takes over what the log holds: each partition must hold a prefix of its lines, and no less than before.
+    fn found(&mut self, text: &[u8]) -> Result<()> {
+        let mut there = vec![0; self.there.len()];
+        for line in text.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let partition = partition(line);
+            let at = there[partition];
+            let expected = self.of[partition].get(at).map(|line| self.lines[*line].0);
+            ensure!(
+                expected == Some(line),
+                "partition {partition} is no prefix of what was sent to it: record {at} is {:?}, expected {:?}",
+                String::from_utf8_lossy(line),
+                expected.map(String::from_utf8_lossy)
+            );
+            there[partition] += 1;
+        }
+        for (partition, (now, before)) in there.iter().zip(&self.there).enumerate() {
+            ensure!(now >= before, "partition {partition} held {before} lines at the last cut, now {now}");
+        }
+        self.there = there;
+        Ok(())
+    }
+}
+
+fn partition(line: &[u8]) -> usize {
+    let key = line.split(|b| *b == b' ').next().unwrap_or_default();
+    partition_of(key, SETTINGS.partitions) as usize
+}
+
+/// A `streamctl produce` and who feeds it. Dropping it kills it.
+struct Producer {
+    child: Child,
+    said: Option<JoinHandle<String>>,
+    /// Closed by its drop: the feeder then ends.
+    _go_on: Sender<()>,
+}
+
+impl Producer {
+    fn start(streamctl: &Streamctl, chunks: Vec<Vec<u8>>) -> Result<Self> {
+        let mut child = streamctl
+            .command(["produce", "access-log", "--key-regex", "^([^ ]+)"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start streamctl")?;
+        let stdin = child.stdin.take().context("standard input is piped")?;
+        let mut stderr = child.stderr.take().context("standard error is piped")?;
+        let (go_on, stop) = channel();
+        thread::spawn(move || feed(stdin, &chunks, &stop));
+        let said = thread::spawn(move || {
+            let mut text = String::new();
+            let _ = std::io::Read::read_to_string(&mut stderr, &mut text);
+            text
+        });
+        Ok(Self { child, said: Some(said), _go_on: go_on })
+    }
+
+    /// What it said once it met the cut and ended.
+    fn end(&mut self) -> Result<String> {
+        let since = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            ensure!(since.elapsed() < PATIENCE, "the producer has not noticed the cut within {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let said = self.said.take().and_then(|said| said.join().ok());
+        said.context("what the producer said can not be read")
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        // Both fail where it ended before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A chunk a millisecond until the producer ends, or this is over.
+fn feed(mut stdin: ChildStdin, chunks: &[Vec<u8>], stop: &std::sync::mpsc::Receiver<()>) {
+    for chunk in chunks {
+        if stdin.write_all(chunk).is_err() {
+            return;
+        }
+        if stop.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+    }
+}
+
+fn number_before(text: &str, what: &str) -> Result<usize> {
+    let Some((before, _)) = text.split_once(what) else {
+        bail!("the producer does not say {what:?}: {text}")
+    };
+    let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().with_context(|| format!("no number before {what:?}: {text}"))
+}
