@@ -352,3 +352,46 @@ async fn converse(
     let Some(session) = sessions.begin(&broker) else { return Ok(()) };
     session.server.serve_stream(stream).await.map_err(|e| io::Error::other(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::directory::Intent;
+
+    /// Waits, within a generous deadline, until the condition gives something.
+    async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(found) = condition() {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "waited for {what}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A takeover that is cancelled (Ctrl-C) in the middle of an open: the open goes on, so the lock has to stay.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_cancelled_open_keeps_the_directory_locked_until_it_is_over() {
+        let temp = tempfile::tempdir().unwrap();
+        // The open reads `format` first. As a pipe without a writer it holds the open just there.
+        let format = temp.path().join("format");
+        mknodat(CWD, &format, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let dir = Arc::new(DataDir::open(temp.path(), Intent::Use).unwrap());
+        let lock = dir.try_lock().unwrap().expect("free");
+        let starting = tokio::spawn(Owner::start(dir.clone(), lock, Config::default()));
+        let listens = || matches!(reach(&dir), Ok(Reached::Connected(_))).then_some(());
+        until("the owner to listen", listens).await;
+        starting.abort();
+        assert!(starting.await.is_err_and(|e| e.is_cancelled()), "it was held in the open");
+        let taken = dir.try_lock().unwrap();
+
+        // An empty `format` is refused: the open is over.
+        drop(std::fs::OpenOptions::new().write(true).open(&format).unwrap());
+        assert!(taken.is_none(), "an open was going on in the directory");
+        until("the lock to be freed", || dir.try_lock().unwrap()).await;
+    }
+}
