@@ -42,15 +42,15 @@ pub use tidemill_adapters as adapters;
 pub use tidemill_adapters::main;
 pub use tidemill_adapters::{JobError, JobPlan, JobSpec};
 pub use tidemill_stream as stream;
-pub use tidemill_stream::{args, engine, io, names, record, runtime, state, testing};
+pub use tidemill_stream::{Guarantee, args, engine, io, names, record, runtime, state, testing};
 
 /// What a job needs.
 pub mod prelude {
     pub use tidemill_adapters::JobSpec;
     pub use tidemill_stream::args::{ByteSize, JobArgs};
     pub use tidemill_stream::{
-        Decoder, Encoder, EventTime, Flow, Job, Json, Key, Malformed, Plan, RecordRef, Result, Text,
-        Timestamp, Tumbling, Window, decode_with, topic,
+        Decoder, Encoder, EventTime, Flow, Guarantee, Job, Json, Key, Malformed, Plan, RecordRef, Result,
+        Text, Timestamp, Tumbling, Window, decode_with, topic,
     };
 }
 

@@ -45,6 +45,7 @@ use crate::chain::{
 use crate::codec::{Decoder, Encoder};
 use crate::engine::window::{Aggregation, Counting, Edge, EdgeSpec, Folding, TumblingStep};
 use crate::error::PlanError;
+use crate::guarantee::Guarantee;
 use crate::key::Key;
 use crate::plan::{Graph, Role, SharedGraph, SourceSpec, StepSpec};
 use crate::state::StoreId;
@@ -72,6 +73,11 @@ impl Flow {
 
     pub(crate) fn graph(&self) -> &SharedGraph {
         &self.graph
+    }
+
+    /// What a crash may do to the job's output; exactly once where nothing is said. A run may ask for another one.
+    pub fn guarantee(&self, guarantee: Guarantee) {
+        self.graph.borrow_mut().guarantee = guarantee;
     }
 
     /// Reads a topic, a row per record.

@@ -271,6 +271,15 @@ pub trait Transactions: Send {
         records: &mut dyn Iterator<Item = RecordParts<'_>>,
     ) -> Result<(), LogError>;
 
+    /// Appends records outside any transaction: they are visible at once, whatever becomes of the open transaction. May
+    /// return before they are acked; [`Self::end`] waits for them before it commits, and fails where one was refused.
+    fn send_outside(
+        &mut self,
+        topic: &TopicId,
+        partition: u32,
+        records: &mut dyn Iterator<Item = RecordParts<'_>>,
+    ) -> Result<(), LogError>;
+
     /// Nothing more is to be sent just now: what waits for company may leave. Called often; does not wait.
     fn nudge(&mut self) -> Result<(), LogError> {
         Ok(())
@@ -279,6 +288,6 @@ pub trait Transactions: Send {
     /// Puts offsets of `group` into the open transaction.
     fn offsets(&mut self, group: &str, offsets: &[OffsetCommit]) -> Result<(), LogError>;
 
-    /// Waits for every ack and ends the transaction. After [`Ended::Unknown`] the same call is repeated.
+    /// Waits for every ack, of records outside too, and ends the transaction. After [`Ended::Unknown`] the same call is repeated.
     fn end(&mut self, how: End) -> Result<Ended, LogError>;
 }

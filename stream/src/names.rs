@@ -9,10 +9,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guarantee::Guarantee;
 use crate::time::MIN;
 
 /// The compacted one-partition topic that holds a [`JobRecord`] per identity.
 pub const JOBS_TOPIC: &str = "_jobs";
+
+/// The guarded argument that says what a crash may do to output. A record without it was written by an exact run.
+pub(crate) const GUARANTEE: &str = "guarantee";
 
 /// Longest topic name: Kafka's.
 const TOPIC_BYTES_MAX: usize = 249;
@@ -177,7 +181,8 @@ impl JobRecord {
         let all: std::collections::BTreeSet<_> =
             committed.guarded.keys().chain(self.guarded.keys()).collect();
         for name in all {
-            let value = |of: &Self| of.guarded.get(name).cloned().unwrap_or_else(|| "nothing".to_owned());
+            let absent = || if name == GUARANTEE { Guarantee::default().name() } else { "nothing" };
+            let value = |of: &Self| of.guarded.get(name).cloned().unwrap_or_else(|| absent().to_owned());
             differs(name, value(committed), value(self))?;
         }
         let stores = |of: &Self| {

@@ -9,7 +9,8 @@ use crate::codec;
 use crate::dsl::Flow;
 use crate::engine::window::StepFactory;
 use crate::error::{PlanError, Result};
-use crate::names::{JobRecord, StoreRecord, check_topic};
+use crate::guarantee::Guarantee;
+use crate::names::{GUARANTEE, JobRecord, StoreRecord, check_topic};
 use crate::state::StoreId;
 use crate::time::{EventTime, Tumbling};
 
@@ -98,6 +99,7 @@ pub struct Plan {
     head: HeadFactory,
     step: Option<StepSpec>,
     sinks: Vec<SinkSpec>,
+    guarantee: Guarantee,
 }
 
 /// What the DSL's handles write into.
@@ -108,6 +110,7 @@ pub(crate) struct Graph {
     pub(crate) head: Option<HeadFactory>,
     pub(crate) step: Option<StepSpec>,
     pub(crate) sinks: Vec<SinkSpec>,
+    pub(crate) guarantee: Guarantee,
     /// Ends of streams that have no sink yet, by number.
     pub(crate) open: BTreeMap<usize, String>,
     pub(crate) opened: usize,
@@ -180,7 +183,8 @@ impl Plan {
             .head
             .take()
             .ok_or_else(|| PlanError::NoSink { step: format!("source `{}`", source.topic) })?;
-        Ok(Self { job: name.to_owned(), source, head, step, sinks: std::mem::take(&mut graph.sinks) })
+        let (sinks, guarantee) = (std::mem::take(&mut graph.sinks), graph.guarantee);
+        Ok(Self { job: name.to_owned(), source, head, step, sinks, guarantee })
     }
 
     /// The job's name.
@@ -203,6 +207,17 @@ impl Plan {
         &self.sinks
     }
 
+    /// What a crash may do to its output.
+    pub fn guarantee(&self) -> Guarantee {
+        self.guarantee
+    }
+
+    /// The same plan with another guarantee than the job's own: what a run asked for.
+    #[must_use]
+    pub fn with_guarantee(self, guarantee: Guarantee) -> Self {
+        Self { guarantee, ..self }
+    }
+
     pub(crate) fn head(&self, env: &TaskEnv) -> Box<dyn crate::chain::Head> {
         (self.head)(env)
     }
@@ -220,6 +235,7 @@ impl Plan {
         if let Some(time) = self.source.event_time {
             guarded.insert("out_of_order".to_owned(), show(time.bound));
         }
+        guarded.insert(GUARANTEE.to_owned(), self.guarantee.to_string());
         let mut stores = BTreeMap::new();
         if let Some(step) = &self.step {
             guarded.insert("window".to_owned(), show(step.windows.size));
@@ -240,6 +256,7 @@ impl std::fmt::Debug for Plan {
             .field("source", &self.source)
             .field("step", &self.step.as_ref().map(|s| &s.name))
             .field("sinks", &self.sinks)
+            .field("guarantee", &self.guarantee)
             .finish_non_exhaustive()
     }
 }

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
+use tidemill::Guarantee;
 
 /// The default of `--data`.
 pub const DEFAULT_DATA: &str = "./tidemill-data";
@@ -333,6 +335,10 @@ pub struct Run {
     /// --broker. It is a cache of what the log holds: where it is missing or stale it is rebuilt.
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
+    /// What a crash may do to output: `exactly-once` nothing, `at-least-once` repeat some of it, `at-most-once` lose some
+    /// of the input. Default: the job's own, which is exactly-once unless the job says otherwise.
+    #[arg(long, value_name = "G", value_parser = guarantees())]
+    pub guarantee: Option<Guarantee>,
     /// Write a line of JSON to standard output for every commit and every change of the open transaction.
     #[arg(long, hide = true)]
     pub status_lines: bool,
@@ -385,6 +391,12 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}B", self.0)
     }
+}
+
+/// Parses a guarantee, and lists them in the help.
+fn guarantees() -> impl TypedValueParser<Value = Guarantee> {
+    let names = Guarantee::ALL.map(Guarantee::name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Guarantee>())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -35,6 +35,7 @@ pub async fn run(target: &Target, args: &cli::Run, stop: &Stop) -> Result<()> {
         commit_interval: args.commit_interval,
         state_memory: ByteSize(args.state_memory.0),
         state: args.state.clone(),
+        guarantee: args.guarantee,
         ..RunOptions::default()
     };
     let access = data::open(target, Intent::Use).await?;

@@ -58,7 +58,10 @@ async fn clients_outlive_a_broker_that_is_started_again() {
     assert_eq!(read, ["before", "between"]);
     within(access.close()).await;
     let closed = within(broker.topics()).await;
-    assert!(matches!(&closed, Err(BrokerError::Unavailable { what }) if what.contains("closed")), "{closed:?}");
+    assert!(
+        matches!(&closed, Err(BrokerError::Unavailable { what }) if what.contains("closed")),
+        "{closed:?}"
+    );
     within(serving.close()).await.unwrap();
 }
 

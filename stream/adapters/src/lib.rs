@@ -18,6 +18,7 @@ mod main_of;
 mod rocks;
 #[cfg(feature = "rocksdb")]
 mod run;
+mod sender;
 mod transaction;
 
 /// What carries a job's records.

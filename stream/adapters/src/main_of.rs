@@ -1,7 +1,8 @@
 //! The `main` of a program that is one job.
 //!
 //! ```text
-//!   my-job [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB] [key=value ...]
+//!   my-job [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB]
+//!          [--guarantee exactly-once|at-least-once|at-most-once] [key=value ...]
 //! ```
 //!
 //! Exit codes are those of `streamctl`: 0 done, 1 failed, 2 wrong usage. The first Ctrl-C stops after a commit, a second
@@ -12,10 +13,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tidemill_broker::{Access, AccessOptions, Intent};
-use tidemill_stream::Job;
 use tidemill_stream::args::{ArgSpec, ArgValue, JobArgs};
 use tidemill_stream::engine::Mode;
 use tidemill_stream::runtime::Monitor;
+use tidemill_stream::{Job, NotAGuarantee};
 
 use crate::{JobSpec, RunOptions, run};
 
@@ -70,6 +71,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
             "--name" => line.options.name = Some(value()?),
             "--tasks" => line.options.tasks = Some(usize::parse(&value()?).map_err(of)?),
             "--commit-interval" => line.options.commit_interval = ArgValue::parse(&value()?).map_err(of)?,
+            "--guarantee" => {
+                line.options.guarantee =
+                    Some(value()?.parse().map_err(|e: NotAGuarantee| of(e.to_string()))?);
+            }
             "--state-memory" => line.options.state_memory = ArgValue::parse(&value()?).map_err(of)?,
             pair if !pair.starts_with('-') && pair.contains('=') => line.options.sets.push(pair.to_owned()),
             other => return Err(format!("`{other}` is neither an option nor of the form key=value")),
@@ -88,7 +93,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
 
 fn help(job: &JobSpec) -> String {
     let mut text = format!(
-        "usage: {} [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB] [key=value ...]\n",
+        "usage: {} [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB]\n       [--guarantee exactly-once|at-least-once|at-most-once] [key=value ...]\n",
         job.name
     );
     for ArgSpec { name, kind, help, default, .. } in job.args {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_broker::Access;
+use tidemill_stream::Guarantee;
 use tidemill_stream::args::ByteSize;
 use tidemill_stream::engine::{CommitPolicy, Mode};
 use tidemill_stream::names::{BadName, Identity};
@@ -43,6 +44,8 @@ pub struct RunOptions {
     pub state_memory: ByteSize,
     /// The folder that holds the state directories of jobs; see [`state_root`] for the default.
     pub state: Option<PathBuf>,
+    /// What a crash may do to output; the job's own guarantee if none is given.
+    pub guarantee: Option<Guarantee>,
     /// When the store is written and flushed; for tests. The commit interval above counts.
     pub policy: CommitPolicy,
 }
@@ -57,6 +60,7 @@ impl Default for RunOptions {
             commit_interval: Duration::from_millis(200),
             state_memory: ByteSize(256 << 20),
             state: None,
+            guarantee: None,
             policy: CommitPolicy::default(),
         }
     }
@@ -155,6 +159,8 @@ pub fn run(
     monitor: &Monitor,
 ) -> Result<RunReport, JobRunError> {
     let JobPlan { plan, .. } = job.build(&options.sets)?;
+    let guarantee = options.guarantee.unwrap_or(plan.guarantee());
+    let plan = plan.with_guarantee(guarantee);
     let identity = identity(job, options.name.as_deref())?;
     if options.state_memory.0 < STATE_MEMORY_MIN {
         return Err(JobRunError::Memory { given: options.state_memory });

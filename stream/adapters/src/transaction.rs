@@ -1,81 +1,46 @@
 //! A job's transactions: records and offsets on their way into the log, and the ends.
 //!
 //! ```text
-//!   send ─▶ a batch per partition being filled ─▶ full, or nudged: ready ─▶ one produce request at a time, of all that is ready
-//!   end  ─▶ what is left, in few requests ─▶ every ack ─▶ end of transaction, asked until known ─▶ next epoch
+//!   send         ─▶ sender of the transaction ─┐
+//!   send_outside ─▶ sender of its own ─────────┴▶ end: what is left ─▶ every ack ─▶ end of transaction, asked until known
+//!                                                                                     └▶ next epoch
 //! ```
 //!
 //! The 64 partitions of a changelog get a few hundred bytes each per commit: they leave together in one request.
 //!
 //! Invariants
 //! * Every transaction has its own (producer id, epoch), so sequences begin at 0 in each, and a request that was
-//!   delayed can never act on a later one.
-//! * One produce request is in flight, so batches of a partition are appended in order without being resent. Its
-//!   failure is the transaction's: the engine starts again from its last commit.
-//! * At most [`READY_BYTES_MAX`] wait behind the request in flight; then `send` waits for its ack.
+//!   delayed can never act on a later one. What leaves outside has a producer of its own, made when it is first needed.
+//! * A request that fails is the transaction's failure, whichever sender's it was: the engine starts again from its last
+//!   commit.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill_broker as broker;
-use tidemill_broker::batch::{BatchBuilder, BatchOptions, Compression, ProducerStamp};
-use tidemill_broker::{Attachment, Broker, BrokerError, ProduceOutcome};
-use tidemill_stream::io::{End, Ended, LogError, OffsetCommit, Position, TopicId, Transactions};
+use tidemill_broker::{Broker, BrokerError};
+use tidemill_stream::io::{End, Ended, LogError, OffsetCommit, TopicId, Transactions};
 use tidemill_stream::record::RecordParts;
-use tokio::task::JoinHandle;
 
-use crate::log::{Requests, from_broker, log_error, partition_error, place, refused, to_broker};
+use crate::log::{Requests, place, refused, to_broker};
+use crate::sender::{Belongs, Sender};
 
 /// How long the log keeps a transaction open that nobody ends.
 const TIMEOUT_MS: u32 = 60_000;
 
-/// Bytes of a batch before it is sealed.
-const BATCH_BYTES: usize = 128 << 10;
-
-/// Largest record that is sent at all.
-const RECORD_BYTES_MAX: usize = 16 << 20;
-
-/// Ready bytes that are worth a request.
-const REQUEST_BYTES: usize = 512 << 10;
-
-/// Most bytes of one request: well below what a frame may have.
-const REQUEST_BYTES_MAX: usize = 4 << 20;
-
-/// Ready bytes at which `send` waits.
-const READY_BYTES_MAX: usize = 8 << 20;
-
 /// How long one answer to an end is waited for before it is asked again.
 const END_WAIT: Duration = Duration::from_secs(10);
-
-/// A partition's part of the open transaction.
-struct Lane {
-    topic: TopicId,
-    builder: BatchBuilder,
-    sequence: i32,
-    /// Position behind its last acked batch of this transaction.
-    next: Option<Position>,
-}
-
-struct Ready {
-    to: (TopicId, u32),
-    batch: Bytes,
-}
-
-type Sent = Result<Vec<((TopicId, u32), Position)>, LogError>;
 
 /// The transactional producer of one process.
 pub(crate) struct LogTransactions<B> {
     broker: B,
     requests: Requests,
     identity: String,
-    producer: broker::ProducerIdentity,
-    lanes: HashMap<(u128, u32), Lane>,
-    ready: Vec<Ready>,
-    ready_bytes: usize,
-    in_flight: Option<JoinHandle<Sent>>,
-    /// Whether anything of the current epoch was sent.
-    open: bool,
+    inside: Sender<B>,
+    /// At least once: what leaves beside the transaction.
+    outside: Option<Sender<B>>,
+    /// Whether offsets of the current epoch were sent.
+    offsets_sent: bool,
     /// The first failure of this transaction; it never ends by a commit.
     failed: bool,
 }
@@ -83,24 +48,24 @@ pub(crate) struct LogTransactions<B> {
 impl<B: Broker + Clone> LogTransactions<B> {
     /// Takes the identity: older processes that use it are fenced.
     pub(crate) fn fence(broker: B, requests: Requests, identity: &str) -> Result<Self, LogError> {
-        let request = broker::InitProducer {
-            transactional_id: Some(identity.to_owned()),
-            timeout_ms: TIMEOUT_MS,
-            carried: None,
-        };
-        let producer = requests.call(broker.init_producer(request))?;
+        let producer = producer(&broker, &requests, Some(identity.to_owned()))?;
         tracing::debug!(identity, producer = producer.id, epoch = producer.epoch, "fenced");
         Ok(Self {
+            inside: Sender::new(broker.clone(), requests.clone(), producer, Belongs::ToTheTransaction),
             broker,
             requests,
             identity: identity.to_owned(),
-            producer,
-            lanes: HashMap::new(),
-            ready: Vec::new(),
-            ready_bytes: 0,
-            in_flight: None,
-            open: false,
+            outside: None,
+            offsets_sent: false,
             failed: false,
+        })
+    }
+
+    /// Notes that the transaction can no longer commit.
+    fn checked<T>(&mut self, result: Result<T, LogError>) -> Result<T, LogError> {
+        result.map_err(|e| {
+            self.failed = true;
+            self.fenced(e)
         })
     }
 
@@ -111,176 +76,29 @@ impl<B: Broker + Clone> LogTransactions<B> {
     }
 
     fn who(&self) -> broker::TransactionalIdentity {
-        broker::TransactionalIdentity { transactional_id: self.identity.clone(), producer: self.producer }
+        let producer = self.inside.producer;
+        broker::TransactionalIdentity { transactional_id: self.identity.clone(), producer }
     }
 
-    /// Sends what is ready once the request before it is acked.
-    fn request(&mut self) -> Result<(), LogError> {
-        self.acked()?;
-        let mut batches = Vec::new();
-        let (mut bytes, mut count) = (0, 0);
-        for ready in &self.ready {
-            if count > 0 && bytes + ready.batch.len() > REQUEST_BYTES_MAX {
-                break;
+    fn outside(&mut self) -> Result<&mut Sender<B>, LogError> {
+        let made = match self.outside.take() {
+            Some(sender) => sender,
+            None => {
+                let producer = producer(&self.broker, &self.requests, None)?;
+                Sender::new(self.broker.clone(), self.requests.clone(), producer, Belongs::ToNone)
             }
-            bytes += ready.batch.len();
-            count += 1;
-            batches.push(broker::ProducePartition {
-                partition: place(&ready.to.0, ready.to.1),
-                bytes: u32::try_from(ready.batch.len()).expect("a batch is far below 4 GiB"),
-            });
-        }
-        if count == 0 {
-            return Ok(());
-        }
-        self.ready_bytes -= bytes;
-        let (places, attachment): (Vec<_>, Attachment) =
-            self.ready.drain(..count).map(|r| (r.to, r.batch)).unzip_into();
-        let request = broker::Produce { producer: self.producer, batches };
-        let broker = self.broker.clone();
-        self.open = true;
-        self.in_flight = Some(self.requests.0.spawn(async move {
-            let produced = broker.produce(request, attachment).await.map_err(log_error)?;
-            if produced.outcomes.len() != places.len() {
-                return Err(refused("a produce was answered for other batches than were sent"));
-            }
-            let mut acks = Vec::with_capacity(places.len());
-            for (to, outcome) in places.into_iter().zip(produced.outcomes) {
-                match outcome {
-                    ProduceOutcome::Appended { next, .. } => acks.push((to, from_broker(next))),
-                    ProduceOutcome::Refused(error) => {
-                        return Err(partition_error(&to.0.name, to.1, 0, error));
-                    }
-                }
-            }
-            Ok(acks)
-        }));
-        Ok(())
-    }
-
-    /// Waits for the request in flight.
-    fn acked(&mut self) -> Result<(), LogError> {
-        let Some(sent) = self.in_flight.take() else { return Ok(()) };
-        let sent = self.requests.0.block_on(async { tokio::time::timeout(crate::log::ANSWER, sent).await });
-        let acks = match sent {
-            Ok(Ok(sent)) => sent,
-            Ok(Err(panicked)) => Err(refused(panicked)),
-            Err(_) => Err(LogError::Unreachable { source: "no ack of a produce in time".into() }),
         };
-        let acks = acks.map_err(|e| {
-            self.failed = true;
-            self.fenced(e)
-        })?;
-        for ((topic, partition), next) in acks {
-            if let Some(lane) = self.lanes.get_mut(&(topic.uuid.0, partition)) {
-                lane.next = Some(next);
-            }
-        }
-        Ok(())
-    }
-
-    /// Every batch that is being filled becomes ready.
-    fn seal_all(&mut self) {
-        let producer = self.producer;
-        for ((_, partition), lane) in &mut self.lanes {
-            if let Some(batch) = lane.seal(producer) {
-                self.ready_bytes += batch.len();
-                self.ready.push(Ready { to: (lane.topic.clone(), *partition), batch });
-            }
-        }
-    }
-
-    fn is_free(&self) -> bool {
-        self.in_flight.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-
-    /// Seals every batch and waits until all of it is acked.
-    fn drain(&mut self) -> Result<(), LogError> {
-        self.seal_all();
-        while !self.ready.is_empty() {
-            self.request()?;
-        }
-        self.acked()
-    }
-
-    /// The next transaction begins with nothing sent.
-    fn begin(&mut self, producer: broker::ProducerIdentity) {
-        self.producer = producer;
-        self.lanes.retain(|_, lane| {
-            // Lanes that this transaction did not use give their buffers back.
-            let used = lane.sequence > 0;
-            (lane.sequence, lane.next) = (0, None);
-            used
-        });
-        self.open = false;
+        Ok(self.outside.insert(made))
     }
 }
 
-impl Lane {
-    /// Adds a record; batches that are full become ready.
-    fn push(
-        &mut self,
-        producer: broker::ProducerIdentity,
-        partition: u32,
-        record: RecordParts<'_>,
-        ready: &mut Vec<Ready>,
-    ) -> Result<(), LogError> {
-        let names: Vec<_> = record.headers.iter().map(|h| String::from_utf8_lossy(&h.name)).collect();
-        let headers: Vec<_> =
-            names.iter().zip(record.headers).map(|(n, h)| (n.as_ref(), h.value.as_deref())).collect();
-        let parts = broker::batch::RecordParts {
-            timestamp: record.timestamp,
-            key: record.key,
-            value: record.value,
-            headers: &headers,
-        };
-        if self.builder.push(parts) {
-            return Ok(());
-        }
-        let to = (self.topic.clone(), partition);
-        ready.extend(self.seal(producer).map(|batch| Ready { to: to.clone(), batch }));
-        if !self.builder.push(parts) {
-            // Larger than a batch: it gets one of its own.
-            let options = BatchOptions { bytes_max: RECORD_BYTES_MAX, ..self.builder.options() };
-            let mut own = BatchBuilder::new(options);
-            if !own.push(parts) {
-                let (bytes, topic) = (record.value.map_or(0, <[u8]>::len), &self.topic.name);
-                return Err(refused(format!(
-                    "a record of {bytes} bytes for {topic}-{partition} is larger than {RECORD_BYTES_MAX}"
-                )));
-            }
-            let batch = own.build(self.stamp(producer, 1));
-            ready.push(Ready { to, batch });
-        }
-        Ok(())
-    }
-
-    fn stamp(&mut self, producer: broker::ProducerIdentity, records: i32) -> ProducerStamp {
-        let sequence = self.sequence;
-        self.sequence = tidemill_broker::batch::advance_sequence(sequence, records);
-        ProducerStamp { id: producer.id, epoch: producer.epoch, sequence }
-    }
-
-    fn seal(&mut self, producer: broker::ProducerIdentity) -> Option<Bytes> {
-        if self.builder.is_empty() {
-            return None;
-        }
-        let records = i32::try_from(self.builder.count()).expect("a batch counts its records in an i32");
-        let stamp = self.stamp(producer, records);
-        Some(self.builder.build(stamp))
-    }
-}
-
-/// Places and batches of a request.
-trait UnzipInto {
-    fn unzip_into(self) -> (Vec<(TopicId, u32)>, Attachment);
-}
-
-impl<I: Iterator<Item = ((TopicId, u32), Bytes)>> UnzipInto for I {
-    fn unzip_into(self) -> (Vec<(TopicId, u32)>, Attachment) {
-        let (places, batches): (Vec<_>, Vec<_>) = self.unzip();
-        (places, batches.into_iter().collect())
-    }
+fn producer<B: Broker>(
+    broker: &B,
+    requests: &Requests,
+    transactional_id: Option<String>,
+) -> Result<broker::ProducerIdentity, LogError> {
+    let request = broker::InitProducer { transactional_id, timeout_ms: TIMEOUT_MS, carried: None };
+    requests.call(broker.init_producer(request))
 }
 
 impl<B: Broker + Clone> Transactions for LogTransactions<B> {
@@ -290,41 +108,26 @@ impl<B: Broker + Clone> Transactions for LogTransactions<B> {
         partition: u32,
         records: &mut dyn Iterator<Item = RecordParts<'_>>,
     ) -> Result<(), LogError> {
-        let producer = self.producer;
-        // The lane is looked up once a call, not once a record.
-        let lane = self.lanes.entry((topic.uuid.0, partition)).or_insert_with(|| Lane {
-            topic: topic.clone(),
-            builder: BatchBuilder::new(BatchOptions {
-                compression: Compression::None,
-                transactional: true,
-                bytes_max: BATCH_BYTES,
-            }),
-            sequence: 0,
-            next: None,
-        });
-        let before = self.ready.len();
-        let mut pushed = Ok(());
-        for record in records {
-            pushed = lane.push(producer, partition, record, &mut self.ready);
-            if pushed.is_err() {
-                break;
-            }
-        }
-        self.ready_bytes += self.ready[before..].iter().map(|r| r.batch.len()).sum::<usize>();
-        pushed?;
-        if (self.ready_bytes >= REQUEST_BYTES && self.is_free()) || self.ready_bytes >= READY_BYTES_MAX {
-            self.request()?;
-        }
-        Ok(())
+        let pushed = self.inside.push(topic, partition, records);
+        self.checked(pushed)
+    }
+
+    fn send_outside(
+        &mut self,
+        topic: &TopicId,
+        partition: u32,
+        records: &mut dyn Iterator<Item = RecordParts<'_>>,
+    ) -> Result<(), LogError> {
+        let pushed = self.outside().and_then(|sender| sender.push(topic, partition, records));
+        self.checked(pushed)
     }
 
     fn nudge(&mut self) -> Result<(), LogError> {
-        if self.is_free() {
-            self.seal_all();
-            // Takes the acks of the request before it, and does nothing where nothing is ready.
-            self.request()?;
+        let mut nudged = self.inside.nudge();
+        if let Some(outside) = &mut self.outside {
+            nudged = nudged.and(outside.nudge());
         }
-        Ok(())
+        self.checked(nudged)
     }
 
     fn offsets(&mut self, group: &str, offsets: &[OffsetCommit]) -> Result<(), LogError> {
@@ -338,11 +141,9 @@ impl<B: Broker + Clone> Transactions for LogTransactions<B> {
             transaction: Some(self.who()),
             offsets: offsets.collect(),
         };
-        self.open = true;
-        self.requests.call(self.broker.commit_offsets(request)).map_err(|e| {
-            self.failed = true;
-            self.fenced(e)
-        })
+        self.offsets_sent = true;
+        let committed = self.requests.call(self.broker.commit_offsets(request));
+        self.checked(committed)
     }
 
     fn end(&mut self, how: End) -> Result<Ended, LogError> {
@@ -350,18 +151,16 @@ impl<B: Broker + Clone> Transactions for LogTransactions<B> {
             End::Commit if self.failed => {
                 return Err(refused("a transaction that failed to send cannot commit"));
             }
-            End::Commit => self.drain()?,
-            End::Abort => {
-                // What is in flight may still arrive; its epoch ends with this transaction.
-                if let Some(sent) = self.in_flight.take() {
-                    sent.abort();
-                }
-                self.ready.clear();
-                self.ready_bytes = 0;
-                self.lanes.clear();
+            End::Commit => {
+                // Output beside the transaction is durable before the offsets that stand for its input are.
+                let mut drained = self.outside.as_mut().map_or(Ok(()), Sender::drain);
+                drained = drained.and_then(|()| self.inside.drain());
+                self.checked(drained)?;
             }
+            // What is in flight may still arrive; its epoch ends with this transaction.
+            End::Abort => self.inside.discard(),
         }
-        if !self.open {
+        if !self.inside.sent && !self.offsets_sent {
             return Ok(if how == End::Commit { Ended::Committed(Vec::new()) } else { Ended::Aborted });
         }
         let end = if how == End::Commit { broker::End::Commit } else { broker::End::Abort };
@@ -375,15 +174,11 @@ impl<B: Broker + Clone> Transactions for LogTransactions<B> {
             }
             Err(error) => return Err(self.fenced(error)),
         };
-        let positions = self.lanes.iter().filter_map(|((_, partition), lane)| {
-            let mut next = lane.next?;
-            // Behind the batches comes the marker.
-            next.offset += 1;
-            Some((lane.topic.clone(), *partition, next))
-        });
-        let positions = positions.collect();
-        self.begin(ended.next);
-        self.failed = false;
+        let mut positions = self.inside.positions();
+        // Behind the batches comes the marker.
+        positions.iter_mut().for_each(|(_, _, next)| next.offset += 1);
+        self.inside.begin(ended.next);
+        (self.offsets_sent, self.failed) = (false, false);
         Ok(match ended.outcome {
             broker::Outcome::Committed => Ended::Committed(positions),
             broker::Outcome::Aborted => Ended::Aborted,

@@ -11,7 +11,8 @@
 //! Invariants:
 //!
 //! * The end of the transaction is the only commit point. Everything of epoch N is in one transaction: output, late rows,
-//!   dead letters, cells, marks, offsets with event-time watermarks and floor.
+//!   dead letters, cells, marks, offsets with event-time watermarks and floor. (At least once: output is beside it. At
+//!   most once: the offsets are further on. See [`crate::Guarantee`].)
 //! * Depth one: while N ends, N + 1 is processed and its output held; its barrier waits for N's outcome; if N aborted,
 //!   N + 1 dies with it.
 //! * An unknown outcome is asked for until it is known.
@@ -25,10 +26,11 @@ use super::source::Last;
 use super::{Join, KeyedSnapshot, Mode, OutBatch, SourceSnapshot, Start};
 use crate::error::StepError;
 use crate::fault::{self, Fault};
+use crate::guarantee::Guarantee;
 use crate::io::{Ended, OffsetCommit, Position, TopicId};
 use crate::key::Shard;
 use crate::names::PartitionMark;
-use crate::record::OutRecord;
+use crate::record::{OutRecord, RecordParts};
 use crate::state::{CellBatch, Marks, ShardPosition, StoreBatch, StoreId, mark_changelog_key};
 use crate::time::MIN;
 
@@ -179,6 +181,30 @@ pub enum Payload {
     Cells(Arc<CellBatch>, i64),
 }
 
+impl Payload {
+    /// The records, borrowed, in order.
+    pub fn records(&self) -> Box<dyn Iterator<Item = RecordParts<'_>> + '_> {
+        match self {
+            Self::Records(records) => Box::new(records.iter().map(OutRecord::parts)),
+            Self::Cells(cells, timestamp) => Box::new(cells.iter().map(|(key, value)| RecordParts {
+                timestamp: *timestamp,
+                key: Some(key),
+                value: Some(value),
+                headers: &[],
+            })),
+        }
+    }
+}
+
+/// How records reach the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// In the open transaction.
+    Transaction,
+    /// Beside it: visible at once, and acked before it ends.
+    Outside,
+}
+
 /// What the coordinator wants done, strictly in order.
 #[derive(Clone, Debug)]
 pub enum Action {
@@ -189,8 +215,10 @@ pub enum Action {
         /// Whether the run ends with it.
         last: Last,
     },
-    /// Send into the open transaction.
+    /// Send records.
     Send {
+        /// Into the open transaction, or beside it.
+        via: Via,
         /// The topic.
         topic: TopicId,
         /// The partition.
@@ -474,10 +502,13 @@ impl Coordinator {
     }
 
     fn send_output(&mut self, batches: Vec<OutBatch>) {
+        let outside = self.start.plan.guarantee() == Guarantee::AtLeastOnce;
+        let via = if outside { Via::Outside } else { Via::Transaction };
         for OutBatch { sink, partition, records } in batches {
             self.open_rows += records.len() as u64;
             let topic = self.start.sinks[sink.index()].id.clone();
             self.actions.push_back(Action::Send {
+                via,
                 topic,
                 partition,
                 payload: Payload::Records(records),
@@ -595,10 +626,11 @@ impl Coordinator {
     }
 
     fn send_commit(&mut self, ending: Epoch, now: i64) {
-        let step = Some(CommitStep::State);
+        let (via, step) = (Via::Transaction, Some(CommitStep::State));
         if let Some(changelogs) = &self.start.changelogs {
             for cells in &ending.cells {
                 self.actions.push_back(Action::Send {
+                    via,
                     topic: changelogs.windows.clone(),
                     partition: u32::from(cells.shard.0),
                     payload: Payload::Cells(Arc::clone(cells), now),
@@ -614,6 +646,7 @@ impl Coordinator {
                 };
                 for shard in 0..self.start.layout.shards {
                     self.actions.push_back(Action::Send {
+                        via,
                         topic: changelogs.keyed.clone(),
                         partition: u32::from(shard),
                         payload: Payload::Records(vec![record.clone()]),
@@ -624,7 +657,7 @@ impl Coordinator {
         }
         if let Some((topic, record)) = &self.start.job_record {
             let payload = Payload::Records(vec![OutRecord { timestamp: now, ..record.clone() }]);
-            self.actions.push_back(Action::Send { topic: topic.clone(), partition: 0, payload, step });
+            self.actions.push_back(Action::Send { via, topic: topic.clone(), partition: 0, payload, step });
         }
         if fault::active(Fault::StoreBeforeCommit) {
             let cells = ending.cells.clone();

@@ -18,6 +18,7 @@
 //!    ([`SourceTask::nothing`]); then, once per batch or so, [`SourceTask::publish`]. A keyed task is given messages in
 //!    the order in which each sender sent them ([`KeyedTask::receive`]), but none of a sender that
 //!    [is blocked](KeyedTask::is_blocked): it has sent its barrier and others have not.
+//!    Before a barrier a runner that has fetched more than it gave says so ([`SourceTask::fetched_ahead`]).
 //! 3. After every call the runner takes what the task produced ([`TaskOutput`]): messages to queue, output to
 //!    hand to the coordinator ([`Event::Output`]), possibly a snapshot ([`Event::Source`], [`Event::Keyed`]). Output goes
 //!    to the coordinator before the snapshot of the same call.
@@ -45,7 +46,7 @@ use crate::state::{CellBatch, Marks};
 
 pub use crate::chain::Counters;
 pub use coordinator::{
-    Action, COMMIT_STEPS, CommitPolicy, CommitStep, Coordinator, Event, Outlook, Payload, Summary,
+    Action, COMMIT_STEPS, CommitPolicy, CommitStep, Coordinator, Event, Outlook, Payload, Summary, Via,
 };
 pub use keyed::KeyedTask;
 pub use place::Place;
@@ -283,7 +284,7 @@ pub struct SourceSnapshot {
 pub struct PartitionSnapshot {
     /// Its number.
     pub partition: u32,
-    /// The next offset to read.
+    /// The next offset to read; at most once: behind what is already fetched.
     pub position: Position,
     /// Its effective event-time watermark: max(own, floor) if it is idle.
     pub watermark: i64,

@@ -14,6 +14,7 @@ use super::{
 use crate::chain::{Cx, Head};
 use crate::error::StepError;
 use crate::fault::{self, Fault};
+use crate::guarantee::Guarantee;
 use crate::io::{Fetched, Position};
 use crate::time::{END, MIN};
 
@@ -33,6 +34,8 @@ struct Part {
     next: Position,
     watermark: i64,
     end: Option<i64>,
+    /// At most once: behind what was fetched and waits to be processed.
+    ahead: Position,
     idle: bool,
     /// Since when fetches have waited at the high watermark in vain.
     quiet_since: Option<i64>,
@@ -53,6 +56,7 @@ pub struct SourceTask {
     read_before: i64,
     idle_after: Option<i64>,
     epoch: u64,
+    guarantee: Guarantee,
 }
 
 impl SourceTask {
@@ -72,6 +76,7 @@ impl SourceTask {
             // BOUNDED: a run until the end ignores idleness.
             idle_after: event_time.and_then(|e| e.idle_after).filter(|_| start.mode == Mode::Unbounded),
             epoch: 1,
+            guarantee: start.plan.guarantee(),
         };
         for p in &start.partitions {
             if p.partition as usize % start.layout.sources == index {
@@ -93,6 +98,7 @@ impl SourceTask {
             next: p.position,
             watermark,
             end: p.end,
+            ahead: p.position,
             idle: false,
             quiet_since: None,
         });
@@ -103,8 +109,15 @@ impl SourceTask {
     pub fn assign(&mut self, partition: u32, position: Position) {
         let watermark = self.place.join(partition, MIN);
         joined(&mut self.joins, partition, position.offset, MIN, watermark);
-        let part =
-            Part { number: partition, next: position, watermark, end: None, idle: false, quiet_since: None };
+        let part = Part {
+            number: partition,
+            next: position,
+            watermark,
+            end: None,
+            ahead: position,
+            idle: false,
+            quiet_since: None,
+        };
         self.parts.push(part);
     }
 
@@ -187,6 +200,20 @@ impl SourceTask {
         Ok(())
     }
 
+    /// Records of this partition up to `next` have been fetched and wait to be given to [`Self::fetched`]. With at most
+    /// once the next barrier commits them as read, before any of them is; otherwise this means nothing.
+    ///
+    /// # Panics
+    ///
+    /// If the partition is not the task's.
+    pub fn fetched_ahead(&mut self, partition: u32, next: Position) {
+        let at = self.part(partition);
+        let part = &mut self.parts[at];
+        if next.offset > part.ahead.offset {
+            part.ahead = Position { offset: next.offset.min(part.end.unwrap_or(i64::MAX)), ..next };
+        }
+    }
+
     /// A fetch of this partition has waited in vain. `caught_up` as in [`Fetched::caught_up`]; `now` in milliseconds of
     /// any clock that does not go back.
     pub fn nothing(&mut self, partition: u32, caught_up: bool, now: i64) {
@@ -266,7 +293,10 @@ impl SourceTask {
                 watermark = floor;
                 joined(&mut self.joins, part.number, part.next.offset, part.watermark, floor);
             }
-            partitions.push(PartitionSnapshot { partition: part.number, position: part.next, watermark });
+            // A run that ends gives back what it has not processed: a clean stop loses nothing in any mode.
+            let ahead = self.guarantee == Guarantee::AtMostOnce && last == Last::No;
+            let position = if ahead && part.ahead.offset > part.next.offset { part.ahead } else { part.next };
+            partitions.push(PartitionSnapshot { partition: part.number, position, watermark });
         }
         let joins = std::mem::take(&mut self.joins);
         out.source = Some(SourceSnapshot { task: self.index, epoch: self.epoch, partitions, floor, joins });

@@ -13,9 +13,9 @@ use super::error::RunError;
 use super::monitor::{Base, Monitor, Stop};
 use super::wiring::{Command, Told, Wiring};
 use super::{Clock, wall_clock};
-use crate::engine::{Action, CommitStep, Coordinator, Counters, Event, Payload, Place, Summary};
+use crate::engine::{Action, CommitStep, Coordinator, Counters, Event, Payload, Place, Summary, Via};
 use crate::io::{End, Ended, LogError, Transactions};
-use crate::record::{OutRecord, RecordParts};
+use crate::record::OutRecord;
 use crate::state::{StateBackend, StateError, StoreBatch};
 
 /// How often time is told to the coordinator where nothing else happens.
@@ -180,16 +180,22 @@ impl Commits<'_> {
                         self.wiring.command(task, Command::Barrier(last));
                     }
                 }
-                Action::Send { topic, partition, payload, step } => {
+                Action::Send { via, topic, partition, payload, step } => {
                     if step.is_none()
                         && let Payload::Records(records) = &payload
                     {
                         let bytes: usize = records.iter().map(OutRecord::bytes).sum();
                         self.wiring.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
                     }
-                    self.transactions.send(&topic, partition, &mut records(&payload))?;
+                    let (records, to) = (&mut payload.records(), &mut self.transactions);
+                    match via {
+                        Via::Transaction => to.send(&topic, partition, records)?,
+                        Via::Outside => to.send_outside(&topic, partition, records)?,
+                    }
                 }
                 Action::Offsets(offsets) => self.transactions.offsets(self.group, &offsets)?,
+                // Nothing is committed after a stop at once, however much was waiting here when it was asked for.
+                Action::End if self.monitor.asked() == Stop::AtOnce => return Err(RunError::StoppedAtOnce),
                 Action::End => {
                     let ended = self.end()?;
                     self.handle(Event::Ended(ended))?;
@@ -258,17 +264,5 @@ impl Commits<'_> {
         self.monitor.outlook(&self.coordinator.outlook(), self.base);
         let partitions = self.place.partitions();
         self.monitor.update(|p| p.partitions = partitions);
-    }
-}
-
-fn records(payload: &Payload) -> Box<dyn Iterator<Item = RecordParts<'_>> + '_> {
-    match payload {
-        Payload::Records(records) => Box::new(records.iter().map(OutRecord::parts)),
-        Payload::Cells(cells, timestamp) => Box::new(cells.iter().map(|(key, value)| RecordParts {
-            timestamp: *timestamp,
-            key: Some(key),
-            value: Some(value),
-            headers: &[],
-        })),
     }
 }

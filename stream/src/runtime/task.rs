@@ -85,6 +85,10 @@ impl TaskThread {
                 Command::Barrier(last) => {
                     if let Some(source) = &mut self.source {
                         self.at.store(AT_SOURCE, Ordering::Relaxed);
+                        for (partition, queue) in &self.wiring.ports[self.index].inbox.lock().parts {
+                            let next = queue.iter().rev().find_map(Fed::next);
+                            next.into_iter().for_each(|next| source.fetched_ahead(*partition, next));
+                        }
                         source.barrier(last, &mut self.out);
                         self.hand_on();
                     }

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use super::error::RunError;
 use crate::engine::Last;
 use crate::engine::{Counters, Event, Message};
-use crate::io::Fetched;
+use crate::io::{Fetched, Position};
 
 /// Messages a channel holds.
 const CHANNEL_MESSAGES: usize = 64;
@@ -47,6 +47,16 @@ pub(super) enum Fed {
         caught_up: bool,
         now: i64,
     },
+}
+
+impl Fed {
+    /// Where the partition is read on, if this says so.
+    pub(super) fn next(&self) -> Option<Position> {
+        match self {
+            Self::Fetched(fetched) => Some(fetched.next),
+            Self::Nothing { .. } => None,
+        }
+    }
 }
 
 /// What a task is fed with, per partition.

@@ -292,6 +292,11 @@ impl MemoryTransactions {
     }
 }
 
+fn copied(r: RecordParts<'_>) -> OutRecord {
+    let part = |part: Option<&[u8]>| part.map(|p| p.to_vec().into());
+    OutRecord { timestamp: r.timestamp, key: part(r.key), value: part(r.value), headers: r.headers.to_vec() }
+}
+
 impl Transactions for MemoryTransactions {
     fn send(
         &mut self,
@@ -303,11 +308,20 @@ impl Transactions for MemoryTransactions {
         let inside = log.0.lock();
         self.check(&inside)?;
         inside.partition(topic, partition)?;
-        let copied = |part: Option<&[u8]>| part.map(|p| p.to_vec().into());
+        self.records.extend(records.map(|r| (topic.clone(), partition, copied(r))));
+        Ok(())
+    }
+
+    fn send_outside(
+        &mut self,
+        topic: &TopicId,
+        partition: u32,
+        records: &mut dyn Iterator<Item = RecordParts<'_>>,
+    ) -> Result<(), LogError> {
+        let mut inside = self.log.0.lock();
+        inside.partition(topic, partition)?;
         for r in records {
-            let (key, value) = (copied(r.key), copied(r.value));
-            let record = OutRecord { timestamp: r.timestamp, key, value, headers: r.headers.to_vec() };
-            self.records.push((topic.clone(), partition, record));
+            inside.append(&topic.name, partition, Some(copied(r)));
         }
         Ok(())
     }

@@ -3,18 +3,18 @@
 //! The threads runtime runs the same machines on threads; here every step is a call, so that whoever drives it decides
 //! the order: the [`super::TestDriver`] goes round, the random test draws.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::memory_log::MemoryLog;
 use crate::engine::recovery::{self, Setup, Started};
 use crate::engine::{
-    Action, CommitPolicy, CommitStep, Coordinator, Counters, Event, KeyedTask, Last, Message, Payload, Place,
-    SourceTask, Start, Summary, TaskOutput,
+    Action, CommitPolicy, CommitStep, Coordinator, Counters, Event, KeyedTask, Last, Message, Place,
+    SourceTask, Start, Summary, TaskOutput, Via,
 };
 use crate::error::{StartError, StepError};
+use crate::guarantee::Guarantee;
 use crate::io::{End, Ended, Log, LogError, Position, Transactions};
-use crate::record::RecordParts;
 use crate::state::{MemoryState, StateBackend, StoreBatch};
 
 /// What went wrong in a process.
@@ -56,6 +56,8 @@ pub(crate) struct Process {
     /// The barrier that a source task has not sent yet.
     due: Vec<Option<Last>>,
     finished: Vec<bool>,
+    /// At most once: the offset up to which the last barrier had fetched each partition.
+    fetched: BTreeMap<u32, i64>,
     next: Option<Action>,
     /// The outcome that the coordinator has not been told.
     outcome: Option<Ended>,
@@ -89,6 +91,7 @@ impl Process {
             channels: (0..layout.sources * layout.keyed).map(|_| VecDeque::new()).collect(),
             due: vec![None; layout.sources],
             finished: vec![false; layout.sources],
+            fetched: BTreeMap::new(),
             next: None,
             outcome: None,
             now,
@@ -142,6 +145,9 @@ impl Process {
         };
         // Every record is at least one byte: this many bytes are never too few records.
         let mut fetched = self.log.read(&self.start.input.id, partition, at, usize::MAX)?;
+        let limit = self.readable(partition);
+        fetched.batches.iter_mut().for_each(|batch| batch.cut(0, limit));
+        fetched.next.offset = fetched.next.offset.min(limit).max(at.offset);
         let mut left = records_max;
         let mut last = None;
         for batch in &mut fetched.batches {
@@ -164,6 +170,35 @@ impl Process {
         Ok(true)
     }
 
+    /// At most once is run with the most to lose: a record is processed only after a barrier had it fetched, so that its
+    /// offset is committed by the epoch before the one it belongs to.
+    fn readable(&self, partition: u32) -> i64 {
+        match self.start.plan.guarantee() {
+            Guarantee::AtMostOnce => self.fetched.get(&partition).copied().unwrap_or(0),
+            Guarantee::ExactlyOnce | Guarantee::AtLeastOnce => i64::MAX,
+        }
+    }
+
+    fn fetch_ahead(&mut self, source: usize) -> Result<(), ProcessError> {
+        let partitions: Vec<_> = self.sources[source].partitions().map(|(p, _, _)| p).collect();
+        for partition in partitions {
+            let end = self.log.ends(&self.start.input.id, partition)?.end;
+            self.sources[source].fetched_ahead(partition, end);
+            self.fetched.insert(partition, end.offset);
+        }
+        Ok(())
+    }
+
+    /// Whether a partition has records that no task has processed yet.
+    pub(crate) fn is_behind(&self) -> Result<bool, ProcessError> {
+        for (partition, at, reads) in self.sources.iter().flat_map(SourceTask::partitions) {
+            if reads && at.offset < self.log.ends(&self.start.input.id, partition)?.end.offset {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub(crate) fn nothing(&mut self, partition: u32, caught_up: bool, now: i64) {
         let source = self.source_of(partition);
         if self.sources[source].partitions().any(|p| p.0 == partition) {
@@ -179,6 +214,7 @@ impl Process {
     /// Sends a source task's barrier if one is due.
     pub(crate) fn barrier(&mut self, source: usize) -> Result<bool, ProcessError> {
         let Some(last) = self.due[source].take() else { return Ok(false) };
+        self.fetch_ahead(source)?;
         self.sources[source].barrier(last, &mut self.source_out[source]);
         self.after_source(source)?;
         Ok(true)
@@ -243,21 +279,13 @@ impl Process {
         };
         match action {
             Action::Barrier { last, .. } => self.due.fill(Some(last)),
-            Action::Send { topic, partition, payload, .. } => match payload {
-                Payload::Records(records) => {
-                    let mut parts = records.iter().map(crate::record::OutRecord::parts);
-                    self.transactions.send(&topic, partition, &mut parts)?;
+            Action::Send { via, topic, partition, payload, .. } => {
+                let records = &mut payload.records();
+                match via {
+                    Via::Transaction => self.transactions.send(&topic, partition, records)?,
+                    Via::Outside => self.transactions.send_outside(&topic, partition, records)?,
                 }
-                Payload::Cells(cells, timestamp) => {
-                    let mut parts = cells.iter().map(|(key, value)| RecordParts {
-                        timestamp,
-                        key: Some(key),
-                        value: Some(value),
-                        headers: &[],
-                    });
-                    self.transactions.send(&topic, partition, &mut parts)?;
-                }
-            },
+            }
             Action::Offsets(offsets) => self.transactions.offsets(&self.start.group, &offsets)?,
             Action::End => self.outcome = Some(self.transactions.end(End::Commit)?),
             Action::Committed { epoch } => self.keyed.iter_mut().for_each(|k| k.committed(epoch)),

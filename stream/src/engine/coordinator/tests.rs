@@ -57,13 +57,14 @@ impl Script {
         while let Some(action) = self.coordinator.next_action() {
             let text = match action {
                 Action::Barrier { epoch, last } => format!("barrier {epoch} {last:?}"),
-                Action::Send { topic, partition, payload, step } => {
+                Action::Send { via, topic, partition, payload, step } => {
                     let what = match payload {
                         Payload::Records(records) => format!("{} records", records.len()),
                         Payload::Cells(cells, _) => format!("{} cells", cells.len()),
                     };
                     format!(
-                        "send {}/{partition} {what}{}",
+                        "send {}{}/{partition} {what}{}",
+                        if via == Via::Outside { "outside " } else { "" },
                         topic.name,
                         step.map_or("", |_| ", of the commit")
                     )
