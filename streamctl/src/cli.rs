@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use tidemill::Guarantee;
 
+use crate::new::New;
+
 /// The default of `--data`.
 pub const DEFAULT_DATA: &str = "./tidemill-data";
 
@@ -111,8 +113,35 @@ Examples:
 Examples:
   streamctl run ip-count --until-end
   streamctl run ip-count --name per-minute --set window=1m --set output=ip-counts-per-minute
-  streamctl run ip-count --broker 127.0.0.1:7070 --state /var/tmp/ip-count")]
+  streamctl run ip-count --broker 127.0.0.1:7070 --state /var/tmp/ip-count
+  streamctl run ./words --until-end")]
     Run(Run),
+    /// Write a crate with a first job of one's own.
+    ///
+    /// The crate depends on a checkout of Tidemill and has a job, a program and a test that crashes the job at every
+    /// step. `streamctl run ./NAME` builds and runs it; every command that takes a job's name takes such a path.
+    #[command(after_help = "\
+Examples:
+  streamctl new words
+  streamctl new jobs/page-hits --tidemill ../tidemill")]
+    New(New),
+}
+
+impl Command {
+    /// The job's name, or the crate that stands in its place, of a command that has one.
+    pub fn job_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Command::Run(run) => Some(&mut run.job),
+            Command::Job(JobCommand::Describe { job, .. }) => Some(job),
+            Command::Topic(_)
+            | Command::Produce(_)
+            | Command::Consume(_)
+            | Command::Gen(_)
+            | Command::Job(JobCommand::List)
+            | Command::Serve(_)
+            | Command::New(_) => None,
+        }
+    }
 }
 
 /// `streamctl topic ...`
@@ -288,7 +317,7 @@ Example:
 Example:
   streamctl job describe ip-count")]
     Describe {
-        /// The job.
+        /// The job, or the path of a crate.
         job: String,
         /// The name it was run under, where that is another one.
         #[arg(long)]
@@ -311,7 +340,7 @@ pub struct Serve {
 /// `streamctl run ...`
 #[derive(Debug, Args)]
 pub struct Run {
-    /// The job; `streamctl job list` shows them.
+    /// The job (`streamctl job list` shows them), or a crate: a path with a slash, which is built first.
     pub job: String,
     /// The identity its offsets, state and transactions belong to. Default: the job's name.
     #[arg(long)]

@@ -6,14 +6,14 @@ use tidemill_broker::{Access, Broker, FetchOffsets, Stable};
 use crate::cli::JobCommand;
 use crate::data::{self, Intent};
 use crate::target::Target;
-use crate::{run, stdout};
+use crate::{jobs, stdout};
 
 /// Runs the command.
 pub async fn run(target: &Target, command: &JobCommand) -> Result<()> {
     match command {
         JobCommand::List => list(),
         JobCommand::Describe { job, name } => {
-            let job = run::job(job)?;
+            let job = jobs::find(job)?;
             let identity = name.as_deref().unwrap_or(job.name);
             describe_arguments(&job)?;
             let access = match data::open(target, Intent::Use).await {
@@ -30,7 +30,7 @@ pub async fn run(target: &Target, command: &JobCommand) -> Result<()> {
 }
 
 fn list() -> Result<()> {
-    let jobs = tidemill_jobs::all();
+    let jobs = jobs::all();
     let width = jobs.iter().map(|job| job.name.len()).max().unwrap_or(0);
     for job in jobs {
         stdout::line(format_args!("{:width$}  {}", job.name, job.about))?;

@@ -15,6 +15,7 @@ use tidemill::runtime::{Monitor, Progress, RunError, RunReport};
 use crate::cli;
 use crate::data::{self, Intent};
 use crate::exit::Usage;
+use crate::jobs;
 use crate::stop::Stop;
 use crate::target::Target;
 
@@ -23,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Runs the command.
 pub async fn run(target: &Target, args: &cli::Run, stop: &Stop) -> Result<()> {
-    let job = job(&args.job)?;
+    let job = jobs::find(&args.job)?;
     let sets: Vec<String> = args.set.iter().map(|set| format!("{}={}", set.key, set.value)).collect();
     // Wrong arguments are told before anything is opened.
     job.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
@@ -41,14 +42,6 @@ pub async fn run(target: &Target, args: &cli::Run, stop: &Stop) -> Result<()> {
     let access = data::open(target, Intent::Use).await?;
     let result = process(&job, &access, options, args, stop).await;
     data::close(access, result).await
-}
-
-/// The job of this name, or the list of those there are.
-pub fn job(name: &str) -> Result<JobSpec> {
-    tidemill_jobs::find(name).ok_or_else(|| {
-        let known: Vec<_> = tidemill_jobs::all().iter().map(|job| job.name).collect();
-        Usage::error(format!("unknown job {name:?}; known are: {}", known.join(", ")))
-    })
 }
 
 async fn process(
