@@ -1,6 +1,7 @@
 //! Stream processing over a message log: exactly-once jobs as Rust pipelines.
 //!
-//! A job is a struct of arguments and a pipeline; see [`prelude`] for what one needs.
+//! A job is a struct of arguments and a pipeline; see [`prelude`] for what one needs. `tidemill::main` makes a
+//! program of one job; a program of its own opens a [`Directory`], appends, reads, and starts jobs on it.
 //!
 //! ```
 //! use std::time::Duration;
@@ -37,14 +38,26 @@
 //! assert!(job.build(&["input=text".to_owned()]).is_ok());
 //! ```
 
-pub use tidemill_adapters as adapters;
+mod directory;
+
 #[cfg(feature = "rocksdb")]
-pub use tidemill_adapters::main;
+pub use directory::RunningJob;
+pub use directory::{
+    AccessEvent, Directory, DirectoryError, Isolation, NewRecord, Outcome, Producer, Reader, Record, Sent,
+    StartAt, Transaction,
+};
+pub use tidemill_adapters as adapters;
+/// Topics, producers and consumers as futures: what [`Directory`] is a thin layer over.
+pub use tidemill_adapters::broker;
 pub use tidemill_adapters::{JobError, JobPlan, JobSpec};
+#[cfg(feature = "rocksdb")]
+pub use tidemill_adapters::{JobRunError, RunOptions, main};
 pub use tidemill_stream as stream;
 pub use tidemill_stream::{Guarantee, args, engine, io, names, record, runtime, state, testing};
 
 /// What a job needs.
+///
+/// A program that makes topics, appends, reads and runs jobs itself also takes [`Directory`].
 pub mod prelude {
     pub use tidemill_adapters::JobSpec;
     pub use tidemill_stream::args::{ByteSize, JobArgs};

@@ -30,6 +30,7 @@ fn is_path(name: &str) -> bool {
         "xtask",
         "tests",
         "benches",
+        "examples",
         "models",
         "src",
         ".ci",
