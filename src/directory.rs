@@ -23,7 +23,7 @@ mod job;
 mod read;
 mod write;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidemill_adapters::broker::batch::BatchError;
@@ -106,6 +106,7 @@ pub struct Directory {
 
 #[derive(Debug)]
 struct Inside {
+    path: PathBuf,
     access: Access,
     runtime: tokio::runtime::Runtime,
 }
@@ -168,13 +169,14 @@ impl Directory {
             .build()
             .map_err(DirectoryError::Threads)?;
         let options = AccessOptions::new(intent).on_event(on_event);
-        let access = runtime.block_on(Access::open(path, options))?;
-        Ok(Self { inside: Arc::new(Inside { access, runtime }) })
+        let path = path.as_ref().to_owned();
+        let access = runtime.block_on(Access::open(&path, options))?;
+        Ok(Self { inside: Arc::new(Inside { path, access, runtime }) })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.inside.access.path()
+        &self.inside.path
     }
 
     /// The service beneath, for requests that have no method here; [`Directory::wait`] runs them.
