@@ -63,7 +63,7 @@ pub const PROTOCOL: &[(&str, &str)] = &[
     ("beyond-five-accepted", "a repeat of a batch older than the last five is appended again"),
     ("sequence-on-reject", "a batch that is refused as out of order moves the expected sequence"),
     ("retried-end-blind", "a repeated end is answered without looking which transaction it ended"),
-    ("retry-gives-current", "a repeated init is given whatever is current"),
+    ("retry-gives-current", "a repeated end is given whatever producer is current"),
     ("lso-by-sequence", "the last stable offset moves when the end is queued"),
     ("offsets-outside", "offsets added to a transaction count at once"),
     ("no-timeout-after-open", "transactions that an open keeps never time out"),

@@ -147,8 +147,8 @@ impl Power {
                 "{tool} is missing; ./x installs it, or: apt-get install xfsprogs e2fsprogs mount"
             );
         }
-        let release = self.streamctl.parent().context("the binary is in a folder")?;
-        let target = release.parent().unwrap_or(release);
+        let streamctl = std::path::absolute(&self.streamctl)?;
+        let target = streamctl.parent().and_then(Path::parent).context("the binary is in a target folder")?;
         remove_stale(target);
         let work = target.join(format!("tidemill-power-{}-{}", self.fs.name(), std::process::id()));
         fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
