@@ -6,6 +6,7 @@ pub mod demo;
 pub mod full_disk;
 pub mod kills;
 pub mod ledger;
+pub mod page;
 pub mod power;
 pub mod prove;
 pub mod recount;

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use xtask::demo::Demo;
 use xtask::full_disk;
 use xtask::ledger::Ledger;
+use xtask::page::Pages;
 use xtask::power::Power;
 use xtask::prove::Prove;
 use xtask::recount::{Recount, Settings};
@@ -29,6 +30,8 @@ enum Command {
     Ledger(Ledger),
     /// Cut the power of a file system under load, again and again.
     Power(Power),
+    /// Run the commands that pages of documentation show, and hold what they print against the pages.
+    Page(Pages),
     /// Fill a small file system; `prove` mounts one and calls this.
     #[command(hide = true)]
     FullDisk {
@@ -71,6 +74,10 @@ fn execute() -> Result<()> {
         Command::Prove(prove) => prove.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Power(power) => power.run_and_tell(),
+        Command::Page(pages) => {
+            println!("{}", pages.run()?);
+            Ok(())
+        }
         Command::FullDisk { streamctl, dir } => full_disk::run(&streamctl, &dir),
         Command::Recount { file, partitions, window, out_of_order } => {
             let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
