@@ -125,6 +125,17 @@ Examples:
   streamctl new words
   streamctl new jobs/page-hits --tidemill ../tidemill")]
     New(New),
+    /// Build a crate's program, as `run` does before it runs it, and print where it is.
+    ///
+    /// The program is this command line with the crate's job: it runs without cargo, wherever it is copied to.
+    #[command(after_help = "\
+Example:
+  streamctl build ./words")]
+    Build {
+        /// The crate's folder.
+        #[arg(value_name = "CRATE")]
+        dir: String,
+    },
 }
 
 impl Command {
@@ -139,7 +150,8 @@ impl Command {
             | Command::Gen(_)
             | Command::Job(JobCommand::List)
             | Command::Serve(_)
-            | Command::New(_) => None,
+            | Command::New(_)
+            | Command::Build { .. } => None,
         }
     }
 }

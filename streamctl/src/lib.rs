@@ -66,8 +66,10 @@ fn execute(mut cli: Cli) -> anyhow::Result<()> {
     if let Some(job) = cli.command.job_mut() {
         user_crate::resolve(job)?;
     }
-    if let Command::New(args) = &cli.command {
-        return new::run(args);
+    match &cli.command {
+        Command::New(args) => return new::run(args),
+        Command::Build { dir } => return user_crate::build_and_tell(dir),
+        _ => {}
     }
     if let Command::Gen(GenCommand::AccessLog(args)) = &cli.command {
         // Needs no directory and no signals: it ends where it is when it is interrupted.
@@ -78,7 +80,7 @@ fn execute(mut cli: Cli) -> anyhow::Result<()> {
         let stop = Stop::install()?;
         let target = Target::new(cli.data.as_deref(), cli.broker.as_deref())?;
         match &cli.command {
-            Command::Gen(_) | Command::New(_) => Ok(()),
+            Command::Gen(_) | Command::New(_) | Command::Build { .. } => Ok(()),
             Command::Topic(command) => topic::run(&target, command).await,
             Command::Produce(args) => produce::run(&target, args, &stop).await,
             Command::Consume(args) => consume::run(&target, args, &stop).await,

@@ -25,7 +25,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::exit::Usage;
-use crate::{jobs, note, toolkit};
+use crate::{jobs, note, stdout, toolkit};
 
 /// Says to the program of a crate how it was called, so that it knows itself by that name.
 const CRATE: &str = "TIDEMILL_CRATE";
@@ -47,6 +47,19 @@ pub fn resolve(job: &mut String) -> Result<()> {
 }
 
 fn build_and_become(dir: &str) -> Result<Infallible> {
+    let program = program(dir)?;
+    let error = Command::new(&program).args(std::env::args_os().skip(1)).env(CRATE, dir).exec();
+    Err(anyhow::Error::new(error).context(format!("cannot start {}", program.display())))
+}
+
+/// `streamctl build CRATE`: prints the program's path.
+pub fn build_and_tell(dir: &str) -> Result<()> {
+    let program = program(dir)?;
+    stdout::line(format_args!("{}", program.display()))
+}
+
+/// The program of the crate in this folder, built.
+fn program(dir: &str) -> Result<PathBuf> {
     let manifest = Path::new(dir).join("Cargo.toml");
     if !manifest.is_file() {
         return Err(Usage::error(format!(
@@ -54,9 +67,7 @@ fn build_and_become(dir: &str) -> Result<Infallible> {
             manifest.display()
         )));
     }
-    let program = build(&manifest.canonicalize()?)?;
-    let error = Command::new(&program).args(std::env::args_os().skip(1)).env(CRATE, dir).exec();
-    Err(anyhow::Error::new(error).context(format!("cannot start {}", program.display())))
+    build(&manifest.canonicalize().with_context(|| format!("cannot resolve {}", manifest.display()))?)
 }
 
 /// What `cargo metadata` says, as far as it matters here.
