@@ -333,7 +333,15 @@ impl Core {
         if need <= have {
             return Ok(());
         }
-        match shared.segments.reserve(place.segment, have, need) {
+        // The append that begins a segment closes the one before: its aborted ranges are written then.
+        let partition = self.seq.partition(*tp).expect("planned");
+        let closes = partition.segments.last().filter(|_| place.rolls);
+        let closes = closes.map(|s| SegmentId { tp: *tp, base: s.base, revision: s.revision });
+        let ranges = match closes {
+            Some(id) => shared.segments.reserve_aborted(id, partition.aborted.len()),
+            None => Ok(()),
+        };
+        match ranges.and_then(|()| shared.segments.reserve(place.segment, have, need)) {
             Ok(end) => {
                 self.reserved.insert(*tp, (place.segment, end));
                 Ok(())

@@ -216,6 +216,15 @@ impl Segments {
         Ok(end)
     }
 
+    /// Reserves space for the aborted ranges that are written when this segment closes.
+    pub(crate) fn reserve_aborted(&self, id: SegmentId, ranges: usize) -> io::Result<()> {
+        if ranges == 0 {
+            return Ok(());
+        }
+        let file = self.files.get((id, Kind::TxnIndex), Missing::Create)?;
+        file.reserve(0, (ranges * sidecars::TXN) as u64)
+    }
+
     /// Lets go of a topic's partitions.
     pub(crate) fn forget(&self, ids: &[SegmentId]) {
         for id in ids {

@@ -14,6 +14,7 @@ use common::{Client, DEADLINE, Found, Ghost, PARTITIONS, SharedGhost, Stop, chec
 use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tidemill_log::fs::Fs;
 use tidemill_log::fs::sim::{Call, Crash, Failure, SECTOR_BYTES, SimFs};
 use tidemill_log::{Isolation, Outcome, Position, ReadError};
 
@@ -368,4 +369,35 @@ fn a_torn_tail_at_every_sector_is_a_tail() {
         }
     }
     assert!(torn > 30, "{torn} torn tails");
+}
+
+/// From each call on the disk takes nothing more. What was reserved must do: the directory opens, and keeps its promises.
+#[test]
+fn a_disk_that_is_full_from_each_call_on_still_opens() {
+    const SPACE: u64 = 1 << 30;
+    let (fs, _) = undisturbed();
+    let mut opened = 0;
+    for k in (0..fs.ops()).step_by(stride(3)) {
+        let fs = SimFs::new();
+        fs.limit_space(SPACE);
+        fs.set_hook(move |fs, op| {
+            if op.number == k {
+                let used = SPACE - fs.free_bytes().unwrap();
+                fs.limit_space(used);
+            }
+        });
+        let (ghost, _) = run(&fs);
+        fs.clear_hook();
+        for how in [Crash::Kill, Crash::None, Crash::Any, Crash::Any] {
+            let after = fs.crash(how, &mut rng(k));
+            let what = format!("full from call {k} on, crash {how:?}");
+            match check(&after, &ghost) {
+                Ok(Found::Intact) => opened += 1,
+                // A directory that could not be made whole has acked nothing.
+                Err(e) if ghost.sent.is_empty() && e.starts_with("open: ") => {}
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+    }
+    assert!(opened > 100, "{opened} opened");
 }
