@@ -15,6 +15,7 @@ use crate::fault;
 use crate::fs::OpenHow;
 use crate::journal::End;
 use crate::names::{self, Kind};
+use crate::probe::Moment;
 use crate::slot::{self, SlotHead};
 use crate::state::State;
 use crate::writer::Step;
@@ -161,6 +162,7 @@ fn begin(shared: &Shared) -> io::Result<Option<Doing>> {
         let synced_through = core.journal.synced.max(c.lsn);
         (SlotHead { sequence, incarnation: shared.incarnation, synced_through, c }, c_n, state, asked)
     };
+    shared.config.probe.at(Moment::Checkpoint);
     shared.segments.flush_sidecars()?;
     let files = shared.segments.files.dirty();
     let dirs = shared.segments.files.dirty_dirs();
@@ -174,10 +176,13 @@ impl Doing {
             let [a, b] = shared.core.lock().journal.slots;
             usize::from(b.0 < a.0)
         };
+        shared.config.probe.at(Moment::Slot);
         let file = shared.fs.open(names::SLOTS[older], OpenHow::Write)?;
         slot::write(&*file, &slot::encode(shared.directory.as_u128(), &self.head, &self.state))?;
+        shared.config.probe.at(Moment::SlotWritten);
         fault::synced("sync:slot", || file.sync())?;
         shared.count_sync();
+        shared.config.probe.at(Moment::SlotSynced);
         let mut core = shared.core.lock();
         core.journal.slots[older] = (self.head.sequence, self.head.c, self.c_n);
         core.journal.find_free();

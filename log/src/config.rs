@@ -1,6 +1,7 @@
 //! What an opener of a directory chooses.
 
 use crate::clock::{Clock, SystemClock};
+use crate::probe::Probe;
 use std::sync::Arc;
 
 /// May the open create the directory's files?
@@ -32,6 +33,8 @@ pub struct Config {
     pub open_files_max: usize,
     /// The last producer epoch before the next producer id is taken; `None` is Kafka's. Tests make it small.
     pub last_epoch: Option<i16>,
+    /// Told where the log is.
+    pub probe: Probe,
 }
 
 impl Default for Config {
@@ -47,6 +50,7 @@ impl Default for Config {
             backlog_max: 4096,
             open_files_max: 256,
             last_epoch: None,
+            probe: Probe::default(),
         }
     }
 }

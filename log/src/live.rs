@@ -9,6 +9,7 @@ use crate::fs::Fs;
 use crate::names;
 use crate::open::{Machine, open};
 use crate::plan::{AppendBatch, CreateTopic, DeleteTopic, check_topic, checked};
+use crate::probe::Moment;
 use crate::segment::{FileError, Wanted};
 use crate::segment_writer;
 use crate::state::{Partition, Segment, SegmentId};
@@ -91,6 +92,7 @@ impl Log {
     /// every other request is answered with [`WriteError::Damaged`].
     pub fn open(fs: Arc<dyn Fs>, config: Config) -> Result<Self, OpenError> {
         let seed = config.seed;
+        config.probe.at(Moment::Open);
         let mut machine = open(fs, config)?;
         // What the open itself wrote is durable before anything is served.
         let drained = machine.drain();
@@ -111,6 +113,7 @@ impl Log {
         });
         let shared = machine.shared.clone();
         let threads = if shared.damage.is_none() { spawn(machine)? } else { Vec::new() };
+        shared.config.probe.at(Moment::Serving);
         Ok(Self { inner: Arc::new(Inner { shared, threads: Mutex::new(threads), uuids: Mutex::new(uuids) }) })
     }
 
@@ -245,6 +248,7 @@ impl Log {
     pub fn close(&self, at_most: Duration) -> Result<(), WriteError> {
         let shared = self.shared();
         let until = Instant::now() + at_most;
+        shared.config.probe.at(Moment::Close);
         shared.core.lock().closing = true;
         shared.wake_all();
         let mut seen = shared.notify.version();
@@ -275,6 +279,7 @@ impl Log {
                 seen = shared.notify.wait(seen, TICK);
             }
         }
+        shared.config.probe.at(Moment::Closed);
         self.inner.stop_threads();
         result
     }

@@ -10,6 +10,7 @@ use crate::journal::{End, Geometry, PAGE};
 use crate::names;
 use crate::notify::Notify;
 use crate::plan::{Context, LAST_EPOCH, Pins, Plan, Request, aborts_at_open};
+use crate::probe::Moment;
 use crate::recovery::{self, Decision, io_error};
 use crate::segment::Segments;
 use crate::slot::{self, Format, SlotHead};
@@ -40,6 +41,7 @@ pub(crate) fn open(fs: Arc<dyn Fs>, config: Config) -> Result<Machine, OpenError
         None => create(&*fs, &config)?,
     };
     let decision = recovery::decide(&fs, format, config.open_files_max)?;
+    config.probe.at(Moment::Decided);
     start(fs, config, decision)
 }
 
@@ -114,7 +116,7 @@ fn start(fs: Arc<dyn Fs>, config: Config, decision: Decision) -> Result<Machine,
     let raise = u32::from(!fault::active("incarnation-kept"));
     let incarnation = decision.slot.head.incarnation + raise;
     let slots = match &decision.damage {
-        None => decision.carry_out(&*fs)?,
+        None => decision.carry_out(&*fs, &config.probe)?,
         Some(damage) => {
             tracing::error!(%damage, "the directory is damaged and opens read-only; see `streamctl log verify`");
             [decision.slot.head; 2]

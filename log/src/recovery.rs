@@ -20,6 +20,7 @@ use crate::fault;
 use crate::fs::Fs;
 use crate::journal::{End, Geometry, Round, Scan, scan};
 use crate::names::{self, Kind};
+use crate::probe::{Moment, Probe};
 use crate::segment::{FileError, Run, Segments};
 use crate::slot::{self, Format, Slot, SlotHead};
 use crate::state::{Effects, SegmentId, State};
@@ -176,10 +177,12 @@ impl Decision {
     }
 
     /// Makes what was decided so: after this a crash finds the same State again.
-    pub(crate) fn carry_out(&self, fs: &dyn Fs) -> Result<[SlotHead; 2], OpenError> {
+    pub(crate) fn carry_out(&self, fs: &dyn Fs, probe: &Probe) -> Result<[SlotHead; 2], OpenError> {
         self.sync_what_was_read(fs)?;
         self.redo().map_err(io_error("rewriting segments from the journal"))?;
-        let slots = self.write_slots(fs)?;
+        probe.at(Moment::Redone);
+        let slots = self.write_slots(fs, probe)?;
+        probe.at(Moment::BothSlots);
         self.remove_unnamed(fs).map_err(io_error("removing files that are not named"))?;
         Ok(slots)
     }
@@ -249,7 +252,7 @@ impl Decision {
         Ok(())
     }
 
-    fn write_slots(&self, fs: &dyn Fs) -> Result<[SlotHead; 2], OpenError> {
+    fn write_slots(&self, fs: &dyn Fs, probe: &Probe) -> Result<[SlotHead; 2], OpenError> {
         let directory = self.format.directory.as_u128();
         let raise = u32::from(!fault::active("incarnation-kept"));
         let head = |k: u64| SlotHead {
@@ -268,6 +271,9 @@ impl Decision {
             slot::write(&*file, &bytes).map_err(doing())?;
             if !fault::active("both-slots-at-once") {
                 fault::synced(site, || file.sync()).map_err(doing())?;
+            }
+            if k == 0 {
+                probe.at(Moment::OtherSlot);
             }
             files.push(file);
         }

@@ -3,6 +3,7 @@
 //! Consecutive batches of one segment go out in one write. What it wrote is not synced here: see the checkpointer.
 
 use crate::core::{Sequenced, Shared};
+use crate::probe::Moment;
 use crate::segment::Run;
 use crate::writer::Step;
 use std::io;
@@ -24,6 +25,7 @@ pub(crate) fn step(shared: &Shared, at_most: usize) -> Step {
         shared.poison("writing segments", &e);
         return Step::Idle;
     }
+    shared.config.probe.at(Moment::Segments);
     let mut core = shared.core.lock();
     core.segments_n = taken.last().expect("not empty").n;
     let before = core.released_n;

@@ -11,6 +11,7 @@ use crate::fault;
 use crate::fs::{File, OpenHow};
 use crate::journal::{End, ROUND_HEAD, RoundHead, encode, round_bytes};
 use crate::names;
+use crate::probe::Moment;
 use parking_lot::MutexGuard;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -123,6 +124,7 @@ impl Writer {
         let padding = usize::try_from(length).expect("a round fits memory") - bytes;
         parts.insert(0, IoSlice::new(&head));
         parts.push(IoSlice::new(&ZEROS[..padding]));
+        shared.config.probe.at(Moment::Round);
         let file = self.file.as_ref().expect("a file was taken before the first round");
         let mut to = at;
         for some in parts.chunks(SLICES) {
@@ -144,8 +146,10 @@ impl Writer {
     }
 
     fn sync(&self, shared: &Shared, end: End, n: u64) -> io::Result<()> {
+        shared.config.probe.at(Moment::Written);
         fault::synced("sync:journal", || self.file.as_ref().expect("a round was written to it").sync())?;
         shared.count_sync();
+        shared.config.probe.at(Moment::Synced);
         let mut core = shared.core.lock();
         core.journal.synced = end.lsn;
         core.synced_n = n;
@@ -154,6 +158,7 @@ impl Writer {
         let released = core.released_n > before;
         drop(core);
         shared.answer(tickets, released);
+        shared.config.probe.at(Moment::Acked);
         Ok(())
     }
 
@@ -173,7 +178,9 @@ impl Writer {
         core.count_room();
         drop(core);
         let path = names::journal_file(number);
+        shared.config.probe.at(Moment::Recycle);
         shared.fs.rename(&names::journal_file(free), &path)?;
+        shared.config.probe.at(Moment::Recycled);
         fault::synced("sync:journal-dir", || shared.fs.sync_dir(names::JOURNAL))?;
         self.file = Some(shared.fs.open(&path, OpenHow::Write)?);
         shared.checkpoint_wake.notify_one();
