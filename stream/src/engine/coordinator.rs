@@ -424,6 +424,11 @@ impl Coordinator {
         }
     }
 
+    /// Whether it waits for snapshots.
+    pub(crate) fn is_aligning(&self) -> bool {
+        matches!(self.phase, Phase::Aligning(..))
+    }
+
     /// Bytes of output held back; a runner that sees this grow beyond its limit lets tasks wait.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes

@@ -21,6 +21,7 @@ use crate::io::{Cleanup, Log, NewTopic, Position, TopicId, TopicInfo, Transactio
 use crate::key::Shard;
 use crate::names::{Identity, JOBS_TOPIC, JobRecord, PartitionMark};
 use crate::plan::Plan;
+use crate::probe::{Moment, Probe};
 use crate::record::OutRecord;
 use crate::state::{
     CellBatchBuilder, Marks, ShardPosition, StateBackend, StateError, StoreBatch, StoreId,
@@ -61,6 +62,17 @@ pub struct Started {
 ///
 /// If the job may not start, or log or store fail.
 pub fn start(setup: &Setup, log: &dyn Log, backend: &dyn StateBackend) -> Result<Started, StartError> {
+    start_watched(setup, log, backend, &Probe::default())
+}
+
+/// [`start`], telling `probe` what it is at.
+pub(crate) fn start_watched(
+    setup: &Setup,
+    log: &dyn Log,
+    backend: &dyn StateBackend,
+    probe: &Probe,
+) -> Result<Started, StartError> {
+    probe.at(Moment::Recover);
     let Setup { plan, identity, layout, mode } = setup;
     let input = log.topic(&plan.source().topic)?;
     let input = input.ok_or_else(|| StartError::NoInput { topic: plan.source().topic.clone() })?;
@@ -82,7 +94,9 @@ pub fn start(setup: &Setup, log: &dyn Log, backend: &dyn StateBackend) -> Result
         }),
         None => None,
     };
+    probe.at(Moment::Fence);
     let transactions = log.fence(identity.as_str())?;
+    probe.at(Moment::Committed);
     let committed = log.committed(identity.as_str())?;
     let known = check_record(log, &jobs, identity, &record)?;
 
@@ -112,7 +126,7 @@ pub fn start(setup: &Setup, log: &dyn Log, backend: &dyn StateBackend) -> Result
     let mut restored = Restored { marks: Marks::NONE, replayed: 0, rebuilt: 0 };
     let mut stored = false;
     if let Some((changelogs, step)) = changelogs.as_ref().zip(plan.step()) {
-        let restore = Restore { log, backend, changelogs, store: step.store, shards: layout.shards };
+        let restore = Restore { log, backend, changelogs, store: step.store, shards: layout.shards, probe };
         restore.run(&mut restored)?;
         for shard in 0..layout.shards {
             stored = stored || !stored_windows(backend, step.store, Shard(shard), MIN)?.is_empty();
@@ -213,22 +227,26 @@ struct Restore<'a> {
     changelogs: &'a Changelogs,
     store: StoreId,
     shards: u16,
+    probe: &'a Probe,
 }
 
 impl Restore<'_> {
     fn run(&self, restored: &mut Restored) -> Result<(), StartError> {
+        self.probe.at(Moment::Restore);
         let mut from = Vec::with_capacity(usize::from(self.shards));
         for shard in (0..self.shards).map(Shard) {
             let positions = self.positions(shard)?;
             restored.rebuilt += u32::from(positions.rebuild);
             from.push((positions.keyed, positions.windows));
         }
+        self.probe.at(Moment::ReplayMarks);
         // Marks first: they say which windows are dead. All shards carry the same; a shard whose last marks were
         // compacted away or not yet written must not lower them.
         for (shard, (keyed, _)) in (0..self.shards).map(Shard).zip(&from) {
             restored.marks.raise(stored_marks(self.backend, shard, self.store)?);
             self.replay_marks(shard, *keyed, restored)?;
         }
+        self.probe.at(Moment::Replay);
         for (shard, (_, windows)) in (0..self.shards).map(Shard).zip(&from) {
             self.replay_windows(shard, *windows, restored)?;
         }
@@ -356,6 +374,7 @@ impl Restore<'_> {
             }
             let mut batch = chunk(&records)?;
             batch.positions.push(ShardPosition { shard, topic: topic.uuid, position: at });
+            self.probe.at(Moment::Replayed);
             self.backend.write(&batch)?;
         }
         Ok(())

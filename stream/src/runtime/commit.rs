@@ -13,8 +13,11 @@ use super::error::RunError;
 use super::monitor::{Base, Monitor, Stop};
 use super::wiring::{Command, Told, Wiring};
 use super::{Clock, wall_clock};
-use crate::engine::{Action, CommitStep, Coordinator, Counters, Event, Payload, Place, Summary, Via};
+use crate::engine::{
+    Action, CommitStep, Coordinator, Counters, Event, Last, Payload, Place, Summary, Via,
+};
 use crate::io::{End, Ended, LogError, Transactions};
+use crate::probe::Moment;
 use crate::record::OutRecord;
 use crate::state::{StateBackend, StateError, StoreBatch};
 
@@ -47,10 +50,12 @@ pub(super) fn store_thread(
     while let Ok(work) = work.recv() {
         let done = match work {
             StoreWork::Write(batch) => {
+                monitor.probe().at(Moment::Commit(CommitStep::Write));
                 backend.write(&batch)?;
                 Event::Written { epoch: batch.epoch }
             }
             StoreWork::Flush => {
+                monitor.probe().at(Moment::Commit(CommitStep::Flush));
                 backend.flush()?;
                 monitor.update(|p| p.flushes += 1);
                 Event::Flushed
@@ -85,6 +90,8 @@ pub(super) struct Commits<'a> {
     pub(super) stop_told: bool,
     pub(super) shown: i64,
     pub(super) pace: Pace,
+    /// The last moment that was told, so that each comes once a commit.
+    pub(super) at: Moment,
 }
 
 /// What the commit under way has taken so far.
@@ -157,6 +164,7 @@ impl Commits<'_> {
                 Stop::AfterCommit if self.stop_told => {}
                 Stop::AfterCommit => {
                     self.stop_told = true;
+                    self.tell(Moment::Closing);
                     self.handle(Event::Stop)?;
                 }
                 Stop::AtOnce => return Err(RunError::StoppedAtOnce),
@@ -174,6 +182,7 @@ impl Commits<'_> {
     fn act(&mut self) -> Result<Option<Outcome>, RunError> {
         while let Some(action) = self.coordinator.next_action() {
             self.pace.note(&action);
+            self.announce(&action);
             match action {
                 Action::Barrier { last, .. } => {
                     for task in 0..self.sources {
@@ -198,6 +207,7 @@ impl Commits<'_> {
                 Action::End if self.monitor.asked() == Stop::AtOnce => return Err(RunError::StoppedAtOnce),
                 Action::End => {
                     let ended = self.end()?;
+                    self.tell(Moment::Commit(CommitStep::Outcome));
                     self.handle(Event::Ended(ended))?;
                 }
                 Action::Committed { epoch } => {
@@ -223,7 +233,42 @@ impl Commits<'_> {
                 Action::Done(summary) => return Ok(Some(Outcome::Done(summary))),
             }
         }
+        if self.at == Moment::Commit(CommitStep::Barrier) && !self.coordinator.is_aligning() {
+            // The epoch was empty.
+            self.tell(Moment::Released);
+        }
         Ok(None)
+    }
+
+    /// Says what an action is about to do, where that is not what was said last.
+    fn announce(&mut self, action: &Action) {
+        let moment = match action {
+            Action::Barrier { last, .. } => {
+                if *last == Last::End {
+                    self.tell(Moment::Closing);
+                }
+                return self.tell(Moment::Commit(CommitStep::Barrier));
+            }
+            // Of the epoch whose commit is under way already.
+            Action::Send { step: None, .. } if self.coordinator.is_aligning() => return,
+            Action::Send { step: None, .. } => Moment::Output,
+            Action::Committed { .. } => Moment::Released,
+            Action::Done(_) => Moment::Closed,
+            // The store's thread says it when it gets there.
+            Action::Write(_) | Action::Flush | Action::Applied { .. } | Action::Restart => return,
+            other => match other.step() {
+                Some(step) => Moment::Commit(step),
+                None => return,
+            },
+        };
+        if moment != self.at {
+            self.tell(moment);
+        }
+    }
+
+    fn tell(&mut self, moment: Moment) {
+        self.at = moment;
+        self.monitor.probe().at(moment);
     }
 
     /// One write and one flush are under way at most, so the queue has room; where the thread failed it is gone.

@@ -45,6 +45,7 @@ use crate::engine::{
 use crate::io::{Input, Log};
 use crate::names::Identity;
 use crate::plan::Plan;
+use crate::probe::Moment;
 use crate::state::StateBackend;
 
 /// Events that wait for the coordinator.
@@ -168,7 +169,7 @@ fn one_start(
     report: &mut RunReport,
 ) -> Result<Outcome, RunError> {
     let began = Instant::now();
-    let Started { start, transactions } = recovery::start(setup, log, &**backend)?;
+    let Started { start, transactions } = recovery::start_watched(setup, log, &**backend, monitor.probe())?;
     let recovery = began.elapsed();
     tracing::info!(
         identity = %setup.identity, replayed = start.replayed, rebuilt = start.rebuilt,
@@ -182,6 +183,7 @@ fn one_start(
         (p.replayed, p.rebuilt, p.recovery) = (start.replayed, start.rebuilt, recovery);
         (p.running, p.phase) = (true, "running");
     });
+    monitor.probe().at(Moment::Running);
     let positions: Vec<_> = start.partitions.iter().map(|p| (p.partition, p.position)).collect();
     let input = log.input(&start.input.id, &positions)?;
     let machines = Machines::new(&start, backend)?;
@@ -208,6 +210,7 @@ fn one_start(
         stop_told: false,
         shown: clock.now(),
         pace: commit::Pace::default(),
+        at: Moment::Running,
     };
     thread::scope(|scope| {
         let mut handles = Vec::new();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{Counters, Outlook};
+use crate::probe::Probe;
 
 /// What a run is at. Counters grow over restarts within one run; what an aborted epoch counted stays counted.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,6 +73,7 @@ struct Inside {
     /// Counters of starts before the current one.
     before: Mutex<Counters>,
     changed: Condvar,
+    probe: Probe,
 }
 
 impl std::fmt::Debug for Monitor {
@@ -84,6 +86,15 @@ impl Monitor {
     /// For one run.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// For one run that tells `probe` what it is about to do.
+    pub fn with_probe(probe: Probe) -> Self {
+        Self(Arc::new(Inside { probe, ..Inside::default() }))
+    }
+
+    pub(super) fn probe(&self) -> &Probe {
+        &self.0.probe
     }
 
     /// What the run is at.
