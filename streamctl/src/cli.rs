@@ -205,6 +205,9 @@ pub struct Produce {
     /// Leave out this many leading lines.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub skip_lines: u64,
+    /// Write a line of JSON to standard output whenever more leading lines are durable.
+    #[arg(long, hide = true)]
+    pub status_lines: bool,
 }
 
 /// `streamctl consume ...`
@@ -380,7 +383,7 @@ pub struct Run {
     /// of the input. Default: the job's own, which is exactly-once unless the job says otherwise.
     #[arg(long, value_name = "G", value_parser = guarantees())]
     pub guarantee: Option<Guarantee>,
-    /// Write a line of JSON to standard output for every commit and every change of the open transaction.
+    /// Write a line of JSON to standard output for every commit, every change of the open transaction and every phase.
     #[arg(long, hide = true)]
     pub status_lines: bool,
 }

@@ -13,7 +13,11 @@ use crate::target::Target;
 pub async fn open(target: &Target, intent: Intent) -> Result<Access> {
     let tell = |event: &AccessEvent| crate::note(format_args!("{event}"));
     Ok(match target {
-        Target::Directory(dir) => Access::open(dir, AccessOptions::new(intent).on_event(tell)).await?,
+        Target::Directory(dir) => {
+            let mut options = AccessOptions::new(intent).on_event(tell);
+            options.log.probe = crate::chaos::log_probe();
+            Access::open(dir, options).await?
+        }
         Target::Broker(address) => Access::connect(address, Some(Arc::new(tell))).await?,
     })
 }

@@ -18,6 +18,7 @@
 
 #![allow(unreachable_pub, reason = "only `main` is exported; `pub` marks what a module offers the others")]
 
+mod chaos;
 mod cli;
 mod consume;
 mod data;
@@ -63,6 +64,7 @@ pub fn main(jobs: &[JobSpec]) -> ! {
 }
 
 fn execute(mut cli: Cli) -> anyhow::Result<()> {
+    chaos::install()?;
     if let Some(job) = cli.command.job_mut() {
         user_crate::resolve(job)?;
     }

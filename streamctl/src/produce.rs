@@ -19,11 +19,12 @@ use regex::bytes::Regex;
 use tidemill_broker::{Broker, BrokerError, NewTopic, Producer, ProducerOptions, Topic};
 use tidemill_log::batch::{Compression, RecordParts};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use crate::cli;
 use crate::data::{self, Intent};
 use crate::exit::Usage;
+use crate::stdout;
 use crate::stop::Stop;
 use crate::target::Target;
 
@@ -33,6 +34,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 const CHUNKS_AHEAD: usize = 8;
 /// A line that is longer is no line of text but a file of another kind.
 const LINE_BYTES_MAX: usize = 8 << 20;
+/// How often `--status-lines` looks what is durable.
+const TELL_DURABLE: Duration = Duration::from_millis(10);
 /// After Ctrl-C, what was read already has this long to become durable.
 const FLUSH_AFTER_STOP: Duration = Duration::from_secs(10);
 
@@ -97,10 +100,15 @@ async fn append(
     let mut chunks = read_chunks(input, keys);
     let (mut skip, mut skipped, mut sent, mut without_key) = (args.skip_lines, 0_u64, 0_u64, 0_u64);
 
+    let mut told = Told::new(args.status_lines);
     let mut failure = loop {
         let chunk = tokio::select! {
             biased;
             () = stop.wait() => break None,
+            () = told.due() => {
+                told.durable(skipped + producer.durable_prefix().durable)?;
+                continue;
+            }
             chunk = chunks.recv() => chunk,
         };
         let chunk = match chunk {
@@ -143,6 +151,7 @@ async fn append(
         };
     }
     let prefix = producer.durable_prefix();
+    told.durable(skipped + prefix.durable)?;
     if failure.is_some() || stopped {
         let durable = skipped + prefix.durable;
         crate::note(format_args!(
@@ -161,6 +170,39 @@ async fn append(
         crate::note(format_args!("{without_key} of them do not match --key-regex and got no key"));
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// What `--status-lines` prints: how many leading lines are durable.
+struct Told {
+    ticks: Option<Interval>,
+    lines: u64,
+}
+
+impl Told {
+    fn new(wanted: bool) -> Self {
+        let ticks = wanted.then(|| {
+            let mut ticks = interval(TELL_DURABLE);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        });
+        Told { ticks, lines: 0 }
+    }
+
+    /// Completes when it is time to look again; never where nobody asked.
+    async fn due(&mut self) {
+        match &mut self.ticks {
+            Some(ticks) => drop(ticks.tick().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn durable(&mut self, lines: u64) -> Result<()> {
+        if self.ticks.is_some() && lines > self.lines {
+            self.lines = lines;
+            stdout::line(format_args!("{{\"event\":\"durable\",\"lines\":{lines}}}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Some lines of the input.

@@ -12,12 +12,12 @@ use tidemill::engine::Mode;
 use tidemill::io::LogError;
 use tidemill::runtime::{Monitor, Progress, RunError, RunReport};
 
-use crate::cli;
 use crate::data::{self, Intent};
 use crate::exit::Usage;
 use crate::jobs;
 use crate::stop::Stop;
 use crate::target::Target;
+use crate::{chaos, cli};
 
 /// How long the watcher waits for a change before it looks whether the run is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -39,6 +39,9 @@ pub async fn run(target: &Target, args: &cli::Run, stop: &Stop) -> Result<()> {
         guarantee: args.guarantee,
         ..RunOptions::default()
     };
+    if args.status_lines {
+        chaos::tell_phases();
+    }
     let access = data::open(target, Intent::Use).await?;
     let result = process(&job, &access, options, args, stop).await;
     data::close(access, result).await
@@ -51,7 +54,7 @@ async fn process(
     args: &cli::Run,
     stop: &Stop,
 ) -> Result<()> {
-    let monitor = Monitor::new();
+    let monitor = Monitor::with_probe(chaos::run_probe());
     let watcher = {
         let (monitor, lines, name) = (monitor.clone(), args.status_lines, args.name.clone());
         let name = name.unwrap_or_else(|| job.name.to_owned());

@@ -9,16 +9,17 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use tidemill_broker::{Broker, DirError, Exposure, Intent, ServeError, ServeOptions, Serving};
 
-use crate::cli;
 use crate::exit::Usage;
 use crate::stdout;
 use crate::stop::Stop;
+use crate::{chaos, cli};
 
 /// Runs the command.
 pub async fn run(dir: &Path, args: &cli::Serve, stop: &Stop) -> Result<()> {
     let listen = resolve(&args.listen).await?;
     let exposure = if args.insecure_listen { Exposure::Insecure } else { Exposure::Loopback };
-    let options = ServeOptions { exposure, ..ServeOptions::new(Intent::Fill, listen) };
+    let mut options = ServeOptions { exposure, ..ServeOptions::new(Intent::Fill, listen) };
+    options.log.probe = chaos::log_probe();
     let serving = tokio::select! {
         biased;
         serving = Serving::start(dir, options) => serving.map_err(explain)?,

@@ -26,7 +26,7 @@ fn a_run_killed_with_output_in_flight_is_exact_in_the_end() {
                 Some(Status::Committed { .. }) => (committed, reported) = (true, 0),
                 Some(Status::Open { output_rows }) if committed && output_rows > 0 && reported > 0 => break,
                 Some(Status::Open { output_rows }) => reported = output_rows,
-                Some(Status::Started { .. }) => {}
+                Some(Status::Started { .. } | Status::Phase { .. } | Status::Durable { .. }) => {}
                 Some(Status::Done { .. }) | None => panic!("the run ended after {kills} kills"),
             }
         }

@@ -231,6 +231,7 @@ impl Demo {
                         });
                     }
                 }
+                Some(Status::Phase { .. } | Status::Durable { .. }) => {}
                 None => {
                     let (status, said) = run.wait()?;
                     bail!("the run ended with {status}: {said}")
@@ -254,7 +255,7 @@ impl Demo {
             match status {
                 Status::Started { recovery_ms, replayed, .. } => say_recovery(&bar, 2, recovery_ms, replayed),
                 Status::Committed { committed_records, .. } => bar.set_position(committed_records),
-                Status::Open { .. } => {}
+                Status::Open { .. } | Status::Phase { .. } | Status::Durable { .. } => {}
                 Status::Done { windows_closed_early, .. } => done = Some(windows_closed_early),
             }
         }

@@ -42,6 +42,18 @@ pub enum Status {
         /// How many; since the last commit.
         output_rows: u64,
     },
+    /// The run is about to take a step.
+    Phase {
+        /// In which phase; none where it is beside the phases.
+        phase: Option<String>,
+        /// Which step.
+        step: String,
+    },
+    /// More leading lines of a `produce` are durable.
+    Durable {
+        /// So many.
+        lines: u64,
+    },
     /// The run ends.
     Done {
         /// Windows closed before their time by the bounded end.
