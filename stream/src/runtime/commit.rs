@@ -13,9 +13,7 @@ use super::error::RunError;
 use super::monitor::{Base, Monitor, Stop};
 use super::wiring::{Command, Told, Wiring};
 use super::{Clock, wall_clock};
-use crate::engine::{
-    Action, CommitStep, Coordinator, Counters, Event, Last, Payload, Place, Summary, Via,
-};
+use crate::engine::{Action, CommitStep, Coordinator, Counters, Event, Last, Payload, Place, Summary, Via};
 use crate::io::{End, Ended, LogError, Transactions};
 use crate::probe::Moment;
 use crate::record::OutRecord;
@@ -23,6 +21,9 @@ use crate::state::{StateBackend, StateError, StoreBatch};
 
 /// How often time is told to the coordinator where nothing else happens.
 const TICK: Duration = Duration::from_millis(10);
+
+/// How long output waits in a batch that is not full while there is always something else to do.
+const NUDGE: Duration = Duration::from_millis(50);
 
 /// How often the monitor is brought up to date.
 const SHOW_MS: i64 = 50;
@@ -130,6 +131,7 @@ impl Pace {
 impl Commits<'_> {
     /// Runs until the run has ended, a transaction was aborted, or something failed.
     pub(super) fn run(&mut self) -> Result<Outcome, RunError> {
+        let mut nudged = Some(Instant::now());
         loop {
             if let Some(outcome) = self.act()? {
                 self.show(true);
@@ -152,9 +154,13 @@ impl Commits<'_> {
                         }
                     }
                 }
-                // A careless reader sees output as it arises, not at the commit.
-                Err(RecvTimeoutError::Timeout) => self.transactions.nudge()?,
+                Err(RecvTimeoutError::Timeout) => nudged = None,
                 Ok(Told::Look) | Err(RecvTimeoutError::Disconnected) => {}
+            }
+            // A careless reader sees output as it arises, not at the commit.
+            if nudged.is_none_or(|nudged| nudged.elapsed() >= NUDGE) {
+                self.transactions.nudge()?;
+                nudged = Some(Instant::now());
             }
             if self.wiring.is_down() {
                 return Err(self.wiring.failure().unwrap_or(RunError::StoppedAtOnce));
