@@ -17,6 +17,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+use crate::chaos::{self, Bank, Layouts};
 use crate::power::{FileSystem, Outcome, Power};
 use crate::recount::utc_text;
 
@@ -29,6 +30,8 @@ pub enum Kind {
     PowerExt4,
     /// Power cuts on XFS; a seed is a cut.
     PowerXfs,
+    /// Kills of a job, its log's owner and its producer; a seed is a data directory that sees fifty.
+    Kills,
     /// Crashes of the log on a simulated disk; a seed is a history of requests, crashed at many of its disk calls.
     LogCrashes,
     /// Clients, network, time-outs and crashes around transactions, simulated; a seed is a schedule.
@@ -45,9 +48,10 @@ struct Goal {
     long: u64,
 }
 
-const GOALS: [Goal; 5] = [
+const GOALS: [Goal; 6] = [
     Goal { kind: Kind::PowerExt4, count: "cuts", now: 200, long: 10_000 },
     Goal { kind: Kind::PowerXfs, count: "cuts", now: 200, long: 10_000 },
+    Goal { kind: Kind::Kills, count: "kills", now: 500, long: 10_000 },
     Goal { kind: Kind::LogCrashes, count: "states", now: 10_000, long: 1_000_000 },
     Goal { kind: Kind::LogTransactions, count: "schedules", now: 2_000, long: 1_000_000 },
     Goal { kind: Kind::RandomJobs, count: "jobs", now: 10_000, long: 1_000_000 },
@@ -58,6 +62,7 @@ impl Kind {
         match self {
             Self::PowerExt4 => "power-ext4",
             Self::PowerXfs => "power-xfs",
+            Self::Kills => "kills",
             Self::LogCrashes => "log-crashes",
             Self::LogTransactions => "log-transactions",
             Self::RandomJobs => "random-jobs",
@@ -76,6 +81,7 @@ impl Kind {
     fn chunk(self) -> u64 {
         match self {
             Self::PowerExt4 | Self::PowerXfs => 20,
+            Self::Kills => 1,
             Self::LogCrashes => 50,
             Self::LogTransactions => 500,
             Self::RandomJobs => 10_000,
@@ -267,6 +273,7 @@ fn chunk(kind: Kind, from: u64, to: u64) -> Result<String> {
     match kind {
         Kind::PowerExt4 => power(FileSystem::Ext4, from, to),
         Kind::PowerXfs => power(FileSystem::Xfs, from, to),
+        Kind::Kills => kills(from, to),
         Kind::LogCrashes => {
             let said = bank(
                 &[
@@ -305,6 +312,23 @@ fn chunk(kind: Kind, from: u64, to: u64) -> Result<String> {
             Ok(format!("jobs={}", to - from))
         }
     }
+}
+
+fn kills(from: u64, to: u64) -> Result<String> {
+    let bank = Bank::new(None, None, Layouts::Both, false)?;
+    let kills = chaos::LEG_KILLS * u32::try_from(to - from).context("too many seeds")?;
+    let (report, violations) = bank.exactly_once(kills, from)?;
+    chaos::judge(&report, &violations, kills)?;
+    Ok(format!(
+        "kills={} open={} stops={} producers={} lines={} rows={} aborted={}",
+        report.kills,
+        report.hits,
+        report.stops,
+        report.producers_killed,
+        report.verdict.lines,
+        report.verdict.rows,
+        report.verdict.transactions.1
+    ))
 }
 
 fn power(fs: FileSystem, from: u64, to: u64) -> Result<String> {

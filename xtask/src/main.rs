@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use xtask::chaos::Chaos;
 use xtask::demo::Demo;
 use xtask::full_disk;
 use xtask::ledger::Ledger;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Run the main job, kill it twice, and hold its output against a recount.
     Demo(Demo),
+    /// Kill a job, its owner and its producer again and again, then check what is left in the files.
+    Chaos(Chaos),
     /// Run the long banks.
     Prove(Prove),
     /// Run something for long, and add it to the ledger; or show the ledger.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
 fn execute() -> Result<()> {
     match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
+        Command::Chaos(chaos) => chaos.run(),
         Command::Prove(prove) => prove.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Power(power) => power.run_and_tell(),

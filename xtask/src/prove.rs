@@ -2,16 +2,17 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use crate::chaos::{self, Bank, Guarantee, Layouts};
 use crate::demo::Demo;
+use crate::full_disk;
 use crate::power::{FileSystem, Outcome, Power};
-use crate::{full_disk, kills};
 
 /// Crates with a bank of seeded faults: rules that a test breaks to see that it notices. Their sweeps are whole here
 /// (every case of the log's, 10,000 random jobs of the engine's), where `./x test` takes samples.
@@ -26,8 +27,8 @@ pub struct Prove {
     /// The streamctl to run.
     #[arg(long, hide = true)]
     streamctl: PathBuf,
-    /// How many SIGKILLs at random moments.
-    #[arg(long, default_value_t = 20)]
+    /// How many kills of job and owner.
+    #[arg(long, default_value_t = 100)]
     kills: u32,
     /// How many power cuts on each file system.
     #[arg(long, default_value_t = 50)]
@@ -98,7 +99,10 @@ impl Prove {
             table.bank(&format!("power cuts on {}", fs.name()), || self.power_cuts(fs))?;
         }
         table.bank("control: power cuts with a missing sync", || self.control())?;
-        table.bank("SIGKILLs at random moments", || self.kills())?;
+        table.bank("kills of a job and of its log's owner", || self.kills())?;
+        for weaker in [Guarantee::AtLeastOnce, Guarantee::AtMostOnce] {
+            table.bank("control: a weaker guarantee under kills", || self.weaker(weaker))?;
+        }
         table.bank("the demo", || {
             Demo::with_defaults(self.streamctl.clone()).run()?;
             Ok("two kills, every window exact".into())
@@ -140,15 +144,23 @@ impl Prove {
         }
     }
 
+    /// Exactly once under kills of the job, of its log's owner and of its producer, over both layouts.
+    #[allow(clippy::print_stdout, reason = "what it prints is its result")]
     fn kills(&self) -> Result<String> {
-        let target =
-            self.streamctl.parent().and_then(Path::parent).context("the binary is in a target folder")?;
-        let done = kills::run(&self.streamctl, target, self.kills, self.seed)?;
-        ensure!(
-            done.in_flight > 0 || self.kills < 10,
-            "no kill met output rows in flight: they proved too little"
-        );
-        Ok(format!("{} kills, {} of them with output rows in flight: exact", done.kills, done.in_flight))
+        let bank = Bank::new(Some(self.streamctl.clone()), None, Layouts::Both, false)?;
+        let began = Instant::now();
+        let (report, violations) = bank.exactly_once(self.kills, self.seed)?;
+        print!("{}", chaos::summary(&report, began.elapsed()));
+        chaos::judge(&report, &violations, self.kills)?;
+        Ok(format!(
+            "{} kills, {} of them within an open transaction: 0 lost, 0 duplicated",
+            report.kills, report.hits
+        ))
+    }
+
+    /// The weaker guarantees under the same kills must be found out.
+    fn weaker(&self, guarantee: Guarantee) -> Result<String> {
+        Bank::new(Some(self.streamctl.clone()), None, Layouts::Job, false)?.control(guarantee, self.seed)
     }
 }
 
