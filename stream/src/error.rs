@@ -1,6 +1,9 @@
 //! The crate's errors, cut by what the caller does about them.
 
+use std::ops::Range;
+
 use crate::codec::BadState;
+use crate::engine::poison::KeyAndWindow;
 use crate::io::LogError;
 use crate::key::NotAKey;
 use crate::names::{BadName, Mismatch};
@@ -72,7 +75,8 @@ pub enum PlanError {
     Job(String),
 }
 
-/// A task cannot go on: the job stops (its author or its input is to be corrected), nothing is committed.
+/// A task cannot go on: nothing of its epoch is committed. The job stops (its author or its input is to be corrected);
+/// after a panic it has a few tries more ([`crate::engine::poison`]).
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     /// A record is not one of the source's rows, and the job says nothing about such records.
@@ -86,6 +90,32 @@ pub enum StepError {
         offset: i64,
         /// Why.
         reason: String,
+    },
+    /// The job's code panicked in the chain behind the source.
+    #[error(
+        "the job panics at {}: {message}; send such records to a topic with `.dead_letter_to(..)`, or mend the job",
+        records(*partition, offsets)
+    )]
+    RecordPanicked {
+        /// The source's partition.
+        partition: u32,
+        /// The record's offset; of a batch, before it is known which record it was, all its offsets.
+        offsets: Range<i64>,
+        /// The panic's message.
+        message: String,
+    },
+    /// The job's code panicked in the keyed step or in the chain behind it.
+    #[error(
+        "step `{step}` panics{}: {message}; mend the job, or keep such rows out with a filter before the step",
+        group.as_ref().map(|g| format!(" at {g}")).unwrap_or_default()
+    )]
+    StepPanicked {
+        /// The step.
+        step: String,
+        /// The group; `None` before it is known which it was, and where it was none.
+        group: Option<Box<KeyAndWindow>>,
+        /// The panic's message.
+        message: String,
     },
     /// A row has no encoding.
     #[error("a row for sink {} has no encoding: {reason}", sink.index())]
@@ -144,6 +174,17 @@ pub enum StepError {
         /// Its event-time watermark.
         second: i64,
     },
+}
+
+fn records(partition: u32, offsets: &Range<i64>) -> String {
+    match offsets.end - offsets.start {
+        1 => format!("the record at offset {} of partition {partition}", offsets.start),
+        _ => format!(
+            "one of the records at offsets {} to {} of partition {partition}",
+            offsets.start,
+            offsets.end - 1
+        ),
+    }
 }
 
 /// The job cannot start.

@@ -207,6 +207,12 @@ impl Plan {
         &self.sinks
     }
 
+    /// The sink of dead letters, if it has one.
+    pub(crate) fn dead_letters(&self) -> Option<SinkId> {
+        let at = self.sinks.iter().position(|s| s.role == Role::DeadLetter)?;
+        Some(SinkId(at as u16))
+    }
+
     /// What a crash may do to its output.
     pub fn guarantee(&self) -> Guarantee {
         self.guarantee

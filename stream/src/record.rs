@@ -158,6 +158,13 @@ impl RecordBatch {
         }
     }
 
+    /// The record at `index` as a batch of its own, over the same bytes.
+    pub(crate) fn only(&self, index: usize) -> Self {
+        let headers = self.record(index).headers();
+        let own = if headers.is_empty() { Vec::new() } else { vec![(0, headers.to_vec())] };
+        Self { bytes: self.bytes.clone(), rows: vec![self.rows[index]], headers: own }
+    }
+
     #[inline]
     fn slice(&self, span: Span) -> Option<&[u8]> {
         (span.len != NULL.len).then(|| &self.bytes[span.at as usize..][..span.len as usize])
@@ -286,6 +293,9 @@ mod tests {
         assert_eq!(batch.record(1).value(), None);
         assert_eq!(batch.record(2).key(), Some(&b""[..]));
         assert_eq!((batch.record(0).headers().len(), batch.record(1).headers().len()), (0, 1));
+        let second = batch.only(1);
+        assert_eq!((second.len(), second.offset(0)), (1, 11));
+        assert_eq!(second.record(0).to_out(), batch.record(1).to_out());
         batch.cut(11, 12);
         assert_eq!((batch.len(), batch.offset(0)), (1, 11));
         assert_eq!(batch.record(0).headers(), &headers);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
+use tidemill_stream::engine::poison::PoisonPolicy;
 use tidemill_stream::engine::{CommitPolicy, Mode};
 use tidemill_stream::io::{
     Cleanup, CommittedOffset, Fetched, Fetching, Input, Log, LogError, NewTopic, PartitionEnds, Position,
@@ -258,6 +259,7 @@ fn go(
         tasks: 2,
         overlay_bytes_max: 1 << 20,
         policy: CommitPolicy { interval, ..CommitPolicy::default() },
+        poison: PoisonPolicy::default(),
     };
     let backend: Arc<dyn StateBackend> = Arc::clone(state) as _;
     run(&Plan::of(job).unwrap(), &config, log, &backend, monitor)

@@ -1,5 +1,5 @@
 //! The threads runtime over a log in memory: same output as a sequential recount for any number of tasks and
-//! partitions, across stops, aborts, unknown outcomes, lost connections and machine crashes; errors name their step.
+//! partitions, across stops, aborts, unknown outcomes, lost connections and machine crashes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tidemill_stream::engine::poison::PoisonPolicy;
 use tidemill_stream::engine::{CommitPolicy, Counters, Mode};
 use tidemill_stream::io::{
     CommittedOffset, Fetched, Input, Log, LogError, NewTopic, PartitionEnds, Position, TopicId, TopicInfo,
@@ -23,7 +24,7 @@ use tidemill_stream::{
 const WINDOW: i64 = 50;
 const BOUND: i64 = 30;
 
-/// Lines `time key`; `panic` and `stop` misbehave on demand.
+/// Lines `time key`.
 struct Counts;
 
 impl Job for Counts {
@@ -37,10 +38,6 @@ impl Job for Counts {
         flow.source(topic("in"), line)
             .dead_letter_to(topic("dead"))
             .event_time(|(t, _)| *t, EventTime::out_of_order(Duration::from_millis(BOUND as u64)))
-            .filter(|(_, key)| {
-                assert!(key != "panic", "the job's closure panics");
-                true
-            })
             .key_by(|(_, key)| key.clone())
             .window(Tumbling::of(Duration::from_millis(WINDOW as u64)))
             .count("per-key")
@@ -151,6 +148,7 @@ fn config(tasks: usize, mode: Mode) -> RunConfig {
         tasks,
         overlay_bytes_max: 1 << 20,
         policy: CommitPolicy { interval: 5, ..CommitPolicy::default() },
+        poison: PoisonPolicy::default(),
     }
 }
 
@@ -344,16 +342,6 @@ fn a_lost_log_is_returned_to_and_a_dead_one_is_given_up() {
     flaky.fenced.store(true, Ordering::SeqCst);
     let error = go(&flaky, &Arc::default(), &config(2, Mode::UntilEnd), &Monitor::new()).unwrap_err();
     assert_eq!(error.to_string(), "fenced: another process now runs as `counts`");
-}
-
-#[test]
-fn a_panic_stops_the_job_and_names_its_step() {
-    let log = MemoryLog::default();
-    fill(&log, &[vec!["1 a".to_owned()], vec!["1 panic".to_owned()]]);
-    let error = go(&log, &Arc::default(), &config(2, Mode::UntilEnd), &Monitor::new()).unwrap_err();
-    let text = error.to_string();
-    assert_eq!(text, "task 1 panicked in source `in`: the job's closure panics");
-    assert!(log.records("out").is_empty());
 }
 
 #[test]

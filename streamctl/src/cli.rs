@@ -383,6 +383,10 @@ pub struct Run {
     /// of the input. Default: the job's own, which is exactly-once unless the job says otherwise.
     #[arg(long, value_name = "G", value_parser = guarantees())]
     pub guarantee: Option<Guarantee>,
+    /// How often a record may make the job panic before it goes to the dead letters. A job without a dead-letter topic
+    /// stops instead.
+    #[arg(long, value_name = "N", default_value_t = tidemill::engine::poison::TRIES, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub poison_tries: u32,
     /// Write a line of JSON to standard output for every commit, every change of the open transaction and every phase.
     #[arg(long, hide = true)]
     pub status_lines: bool,

@@ -37,6 +37,7 @@ pub async fn run(target: &Target, args: &cli::Run, stop: &Stop) -> Result<()> {
         state_memory: ByteSize(args.state_memory.0),
         state: args.state.clone(),
         guarantee: args.guarantee,
+        poison_tries: args.poison_tries,
         ..RunOptions::default()
     };
     if args.status_lines {
@@ -120,7 +121,8 @@ fn watch(monitor: &Monitor, lines: bool, name: &str) -> Result<()> {
         let now = monitor.progress();
         if now.restarts > restarts {
             restarts = now.restarts;
-            crate::note(format_args!("{name} returned to its last commit and goes on"));
+            let cause = now.returned_because.as_deref().unwrap_or("no reason given");
+            crate::note(format_args!("{name} returned to its last commit and goes on: {cause}"));
         }
         if lines {
             let before = shown.as_ref();

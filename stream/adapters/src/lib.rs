@@ -20,6 +20,7 @@ mod rocks;
 mod run;
 mod sender;
 mod transaction;
+mod tries;
 
 /// What carries a job's records.
 pub use tidemill_broker as broker;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   my-job [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB]
-//!          [--guarantee exactly-once|at-least-once|at-most-once] [key=value ...]
+//!          [--guarantee exactly-once|at-least-once|at-most-once] [--poison-tries N] [key=value ...]
 //! ```
 //!
 //! Exit codes are those of `streamctl`: 0 done, 1 failed, 2 wrong usage. The first Ctrl-C stops after a commit, a second
@@ -71,6 +71,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
             "--name" => line.options.name = Some(value()?),
             "--tasks" => line.options.tasks = Some(usize::parse(&value()?).map_err(of)?),
             "--commit-interval" => line.options.commit_interval = ArgValue::parse(&value()?).map_err(of)?,
+            "--poison-tries" => line.options.poison_tries = u32::parse(&value()?).map_err(of)?,
             "--guarantee" => {
                 line.options.guarantee =
                     Some(value()?.parse().map_err(|e: NotAGuarantee| of(e.to_string()))?);
@@ -93,7 +94,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
 
 fn help(job: &JobSpec) -> String {
     let mut text = format!(
-        "usage: {} [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB]\n       [--guarantee exactly-once|at-least-once|at-most-once] [key=value ...]\n",
+        "usage: {} [--data DIR | --broker HOST:PORT] [--state DIR] [--until-end] [--name NAME] [--tasks N] [--commit-interval 200ms] [--state-memory 256MiB]\n       [--guarantee exactly-once|at-least-once|at-most-once] [--poison-tries N] [key=value ...]\n",
         job.name
     );
     for ArgSpec { name, kind, help, default, .. } in job.args {

@@ -13,12 +13,14 @@ use std::time::Duration;
 use tidemill_broker::Access;
 use tidemill_stream::Guarantee;
 use tidemill_stream::args::ByteSize;
+use tidemill_stream::engine::poison::{self, PoisonPolicy};
 use tidemill_stream::engine::{CommitPolicy, Mode};
 use tidemill_stream::names::{BadName, Identity};
 use tidemill_stream::runtime::{self, Monitor, RunConfig, RunError, RunReport};
 use tidemill_stream::state::{StateBackend, StateError};
 
 use crate::job::{JobError, JobPlan, JobSpec};
+use crate::tries::FileBook;
 use crate::{BrokerLog, RocksState};
 
 /// Least memory that is of any use: below it RocksDB flushes for every few rows.
@@ -46,6 +48,8 @@ pub struct RunOptions {
     pub state: Option<PathBuf>,
     /// What a crash may do to output; the job's own guarantee if none is given.
     pub guarantee: Option<Guarantee>,
+    /// How often a record may make the job panic before it goes to the dead letters.
+    pub poison_tries: u32,
     /// When the store is written and flushed; for tests. The commit interval above counts.
     pub policy: CommitPolicy,
 }
@@ -61,6 +65,7 @@ impl Default for RunOptions {
             state_memory: ByteSize(256 << 20),
             state: None,
             guarantee: None,
+            poison_tries: poison::TRIES,
             policy: CommitPolicy::default(),
         }
     }
@@ -183,6 +188,7 @@ pub fn run(
         tasks: options.tasks.unwrap_or(cores).max(1),
         overlay_bytes_max: memory / 2,
         policy: CommitPolicy { interval, ..options.policy },
+        poison: PoisonPolicy { tries: options.poison_tries, book: Arc::new(FileBook::new(&path)) },
     };
     let log = BrokerLog::new(access.clone(), runtime.clone());
     Ok(runtime::run(&plan, &config, &log, &backend, monitor)?)

@@ -8,8 +8,10 @@
 //! Invariants: it acts on the smallest last value over its channels; at a snapshot every sender has sent its barrier and
 //! nothing behind it was read, so all tasks of the step snapshot at one value of time.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::poison;
 use super::window::{At, KeyedStep, StepSetup};
 use super::{KeyedSnapshot, Message, Start, TaskOutput};
 use crate::error::StepError;
@@ -51,7 +53,8 @@ impl KeyedTask {
             marks.closed = MIN;
         }
         let (tasks, shards, store) = (layout.keyed, layout.shards, spec.store);
-        let setup = StepSetup { task: index, tasks, shards, store, marks, backend };
+        let care = start.care.groups;
+        let setup = StepSetup { task: index, tasks, shards, store, marks, backend, care };
         Ok(Self {
             index,
             last: vec![MIN; layout.sources],
@@ -86,6 +89,16 @@ impl KeyedTask {
         message: Message,
         out: &mut TaskOutput,
     ) -> Result<(), StepError> {
+        catch_unwind(AssertUnwindSafe(|| self.take(sender, message, out))).unwrap_or_else(|panic| {
+            Err(StepError::StepPanicked {
+                step: self.step.name().to_owned(),
+                group: self.step.at_work().map(Box::new),
+                message: poison::message(&*panic),
+            })
+        })
+    }
+
+    fn take(&mut self, sender: usize, message: Message, out: &mut TaskOutput) -> Result<(), StepError> {
         assert!(
             !self.blocked[sender],
             "keyed task {} reads beyond the barrier of sender {sender}",

@@ -24,12 +24,13 @@
 //!    to the coordinator before the snapshot of the same call.
 //! 4. The coordinator answers with [`Action`]s, to be carried out strictly in order; those that ask for an answer get it
 //!    as an event. While [`Action::End`] is under way tasks go on with the next epoch.
-//! 5. After [`Action::Restart`], or if an action fails because the log is not reachable, everything made from the
-//!    `Start` is thrown away, and 1. follows. After [`Action::Done`] the job has ended.
+//! 5. After [`Action::Restart`], or if an action fails because the log is not reachable, or if the job's code panicked and
+//!    [`poison::Triage`] gives it another try, everything made from the `Start` is thrown away, and 1. follows. After [`Action::Done`] the job has ended.
 
 pub(crate) mod coordinator;
 pub(crate) mod keyed;
 mod place;
+pub mod poison;
 pub mod recovery;
 pub(crate) mod source;
 pub(crate) mod window;
@@ -136,6 +137,8 @@ pub struct Start {
     pub replayed: u64,
     /// Shards rebuilt because their position did not hold.
     pub rebuilt: u32,
+    /// What made the job panic before, and is run with care.
+    pub care: poison::Care,
     /// Whether the store may hold cells of windows.
     pub(crate) stored: bool,
 }

@@ -153,6 +153,7 @@ pub(crate) fn start_watched(
         job_record,
         replayed: restored.replayed,
         rebuilt: restored.rebuilt,
+        care: super::poison::Care::default(),
         stored,
     };
     Ok(Started { start, transactions })

@@ -5,9 +5,14 @@
 //! barrier on. It never waits, and works the same with no partition at all: empty, idle and finished tasks inject
 //! values and barriers too.
 
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::place::joined;
+use super::poison::{self, Care, Tried};
 use super::{
     Join, Message, Mode, PartitionSnapshot, Place, SourceSnapshot, Start, StartPartition, TaskOutput,
 };
@@ -16,6 +21,8 @@ use crate::error::StepError;
 use crate::fault::{self, Fault};
 use crate::guarantee::Guarantee;
 use crate::io::{Fetched, Position};
+use crate::plan::SinkId;
+use crate::record::{Header, RecordBatch, RecordRef};
 use crate::time::{END, MIN};
 
 /// What a barrier ends beside the epoch.
@@ -57,6 +64,9 @@ pub struct SourceTask {
     idle_after: Option<i64>,
     epoch: u64,
     guarantee: Guarantee,
+    care: Care,
+    /// The sink of dead letters and its partitions.
+    dead_letters: Option<(SinkId, u32)>,
 }
 
 impl SourceTask {
@@ -77,6 +87,8 @@ impl SourceTask {
             idle_after: event_time.and_then(|e| e.idle_after).filter(|_| start.mode == Mode::Unbounded),
             epoch: 1,
             guarantee: start.plan.guarantee(),
+            care: start.care.clone(),
+            dead_letters: start.plan.dead_letters().map(|sink| (sink, start.sinks[sink.index()].partitions)),
         };
         for p in &start.partitions {
             if p.partition as usize % start.layout.sources == index {
@@ -170,8 +182,8 @@ impl SourceTask {
         self.register_late();
         let at = self.part(fetched.partition);
         let part = &mut self.parts[at];
-        let end = part.end.unwrap_or(i64::MAX);
-        let records = |batch: &crate::record::RecordBatch| !batch.is_empty() && batch.offset(0) < end;
+        let (end, from) = (part.end.unwrap_or(i64::MAX), part.next.offset);
+        let records = |batch: &RecordBatch| !batch.is_empty() && batch.offset(0) < end;
         if part.idle && fetched.batches.iter().any(records) {
             // JOIN: it returns at max(own, floor), before its rows are stamped.
             part.idle = false;
@@ -182,13 +194,12 @@ impl SourceTask {
         part.quiet_since = None;
         out.epoch = self.epoch;
         for mut batch in fetched.batches {
-            batch.cut(part.next.offset, end);
+            batch.cut(from, end);
             if !batch.is_empty() {
-                let (partition, published) = (part.number, self.sent);
-                let mut cx = Cx { records: &batch, partition, published, emit: &mut out.emit };
-                self.head.run(&mut part.watermark, &mut cx)?;
+                self.batch(at, &batch, out)?;
             }
         }
+        let part = &mut self.parts[at];
         if fetched.next.offset > part.next.offset {
             part.next = Position { offset: fetched.next.offset.min(end), ..fetched.next };
         }
@@ -198,6 +209,54 @@ impl SourceTask {
         }
         self.finish_part(at);
         Ok(())
+    }
+
+    /// Runs a batch; record by record where a record of it made the job panic before.
+    fn batch(&mut self, at: usize, batch: &RecordBatch, out: &mut TaskOutput) -> Result<(), StepError> {
+        let partition = self.parts[at].number;
+        let offsets = batch.offset(0)..batch.offset(batch.len() - 1) + 1;
+        if !self.care.concerns(partition, &offsets) {
+            return self.caught(at, batch, offsets, out);
+        }
+        for one in (0..batch.len()).map(|i| batch.only(i)) {
+            let offset = one.offset(0);
+            match self.care.buried(partition, offset) {
+                Some(tried) => self.bury(tried, one.record(0), out),
+                None => self.caught(at, &one, offset..offset + 1, out)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs records through the chain. Where the job's code panics the task is of no more use.
+    fn caught(
+        &mut self,
+        at: usize,
+        records: &RecordBatch,
+        offsets: Range<i64>,
+        out: &mut TaskOutput,
+    ) -> Result<(), StepError> {
+        let (part, head) = (&mut self.parts[at], &mut self.head);
+        let (partition, published) = (part.number, self.sent);
+        let mut cx = Cx { records, partition, published, emit: &mut out.emit };
+        catch_unwind(AssertUnwindSafe(|| head.run(&mut part.watermark, &mut cx))).unwrap_or_else(|panic| {
+            Err(StepError::RecordPanicked { partition, offsets, message: poison::message(&*panic) })
+        })
+    }
+
+    /// Writes a record to the dead letters, with the error and the number of tries in headers.
+    fn bury(&self, tried: &Tried, record: RecordRef<'_>, out: &mut TaskOutput) {
+        let (sink, partitions) = self.dead_letters.expect("only a job with dead letters buries records");
+        let header = |name: &'static str, value: String| Header {
+            name: Bytes::from_static(name.as_bytes()),
+            value: Some(value.into()),
+        };
+        let mut letter = record.to_out();
+        letter.headers.push(header("reason", format!("the job panics: {}", tried.error)));
+        letter.headers.push(header("tries", tried.tries.to_string()));
+        out.emit.counters.rows_in += 1;
+        out.emit.counters.dead += 1;
+        out.emit.record(sink, tried.partition % partitions, letter);
     }
 
     /// Records of this partition up to `next` have been fetched and wait to be given to [`Self::fetched`]. With at most

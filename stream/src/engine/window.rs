@@ -29,6 +29,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::hash::BuildHasher as _;
 
+use super::poison::{KeyAndWindow, key_text};
 use super::{Groups, Message, shards_of};
 use crate::chain::{Cx, Emit, Rows, Stage, Tail, TaskEnv};
 use crate::codec::state as codec;
@@ -333,6 +334,10 @@ pub(crate) trait KeyedStep: Send {
     fn fire(&mut self, now: i64, emit: &mut Emit) -> Result<(), StepError>;
     fn snapshot(&mut self, epoch: u64) -> Vec<Arc<CellBatch>>;
     fn marks(&self) -> Marks;
+    /// The name its state keeps.
+    fn name(&self) -> &str;
+    /// With care: the group it works on, or worked on last.
+    fn at_work(&self) -> Option<KeyAndWindow>;
     /// Ends of the windows that are open.
     fn open(&self) -> Vec<i64>;
     fn bytes(&self) -> usize;
@@ -361,6 +366,8 @@ pub(crate) struct StepSetup {
     pub(crate) store: StoreId,
     pub(crate) marks: Marks,
     pub(crate) backend: Arc<dyn StateBackend>,
+    /// Groups and results are run one by one: one of them made the job panic.
+    pub(crate) care: bool,
 }
 
 pub(crate) type StepFactory =
@@ -473,6 +480,8 @@ pub(crate) struct TumblingStep<K, T, G: Aggregation<T>> {
     misses: KeyList,
     missed: Vec<(i64, u32)>,
     builders: Vec<CellBatchBuilder>,
+    /// With care: end and key of the group it works on.
+    at_work: Option<(i64, Vec<u8>)>,
     row: PhantomData<fn(T)>,
 }
 
@@ -496,6 +505,7 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> TumblingStep<K, T, G> {
             missed: Vec::new(),
             builders: (0..setup.shards).map(|_| CellBatchBuilder::default()).collect(),
             setup,
+            at_work: None,
             row: PhantomData,
         };
         step.load()?;
@@ -554,14 +564,25 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> TumblingStep<K, T, G> {
         bad.map_or(Ok(()), |e| Err(self.bad_value(e)))
     }
 
-    fn result(&mut self, end: i64, key: &[u8], value: G::Acc, emit: &mut Emit) -> Result<(), StepError> {
-        let key = K::decode(key).map_err(|source| StepError::Key { step: self.name.clone(), source })?;
+    fn result(
+        &mut self,
+        end: i64,
+        key_bytes: &[u8],
+        value: G::Acc,
+        emit: &mut Emit,
+    ) -> Result<(), StepError> {
+        let key =
+            K::decode(key_bytes).map_err(|source| StepError::Key { step: self.name.clone(), source })?;
+        if self.setup.care {
+            self.at_work = Some((end, key_bytes.to_vec()));
+        }
         let start = Timestamp(self.windows.start_of(end));
         let window = Window { key: key.clone(), start, end: Timestamp(end), value };
         emit.counters.fired += 1;
         self.results.times.push(end - 1);
         self.results.values.push((key, window));
-        if self.results.values.len() >= FIRE_ROWS { self.hand_on(emit) } else { Ok(()) }
+        let full = if self.setup.care { 1 } else { FIRE_ROWS };
+        if self.results.values.len() >= full { self.hand_on(emit) } else { Ok(()) }
     }
 
     fn hand_on(&mut self, emit: &mut Emit) -> Result<(), StepError> {
@@ -596,6 +617,7 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> TumblingStep<K, T, G> {
 
 impl<K: Key, T: Send + 'static, G: Aggregation<T>> KeyedStep for TumblingStep<K, T, G> {
     fn rows(&mut self, groups: Groups, at: &At, emit: &mut Emit) -> Result<(), StepError> {
+        self.at_work = None;
         let columns = groups.groups.downcast::<Columns<G::Part>>();
         let columns =
             *columns.unwrap_or_else(|_| panic!("the rows of step `{}` are of another step", self.name));
@@ -623,6 +645,9 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> KeyedStep for TumblingStep<K,
                     self.open.entry(end).or_insert_with(|| Open::new(true))
                 }
             };
+            if self.setup.care {
+                self.at_work = Some((end, key.to_vec()));
+            }
             let i = window.cell(hash, key, || self.aggregation.init());
             let cell = &mut window.cells[i];
             self.aggregation.apply(&mut cell.acc, part);
@@ -636,6 +661,7 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> KeyedStep for TumblingStep<K,
     }
 
     fn fire(&mut self, now: i64, emit: &mut Emit) -> Result<(), StepError> {
+        self.at_work = None;
         while let Some(first) = self.open.first_entry().filter(|w| w.key() - 1 <= now) {
             let (end, open) = first.remove_entry();
             self.fire_window(end, open, emit)?;
@@ -649,6 +675,9 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> KeyedStep for TumblingStep<K,
             for i in open.dirty.drain(..) {
                 let cell = &open.cells[i as usize];
                 if cell.epoch == epoch {
+                    if self.setup.care {
+                        self.at_work = Some((*end, cell.key.to_vec()));
+                    }
                     let shard = shard(cell.hash, self.setup.shards);
                     let builder = &mut self.builders[usize::from(shard.0)];
                     builder.push(*end, &cell.key, |to| codec::encode(&cell.acc, to));
@@ -662,6 +691,16 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> KeyedStep for TumblingStep<K,
 
     fn marks(&self) -> Marks {
         self.marks
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn at_work(&self) -> Option<KeyAndWindow> {
+        let (end, key) = self.at_work.as_ref()?;
+        let start = Timestamp(self.windows.start_of(*end));
+        Some(KeyAndWindow { key: key_text(key), start, end: Timestamp(*end) })
     }
 
     fn open(&self) -> Vec<i64> {

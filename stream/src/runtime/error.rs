@@ -25,7 +25,7 @@ pub enum RunError {
         /// Why.
         source: StepError,
     },
-    /// A task panicked: the closure of a job, or the engine.
+    /// Something panicked that is no record's and no group's: the engine, or the encoding of a key. Has a few tries.
     #[error("{task} panicked in {step}: {message}")]
     Panicked {
         /// Which thread.
@@ -60,6 +60,9 @@ pub enum RunError {
         "stopped at once, before the open epoch was committed; the next run continues from the last commit"
     )]
     StoppedAtOnce,
+    /// What made the job panic cannot be remembered.
+    #[error("how often records made the job panic cannot be kept")]
+    Tries(#[source] std::io::Error),
     /// A thread could not be made.
     #[error("a thread of the run could not be made")]
     Thread(#[source] std::io::Error),

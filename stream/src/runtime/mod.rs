@@ -24,6 +24,7 @@ mod monitor;
 mod task;
 mod wiring;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -38,6 +39,7 @@ use self::commit::{Commits, Outcome, StoreWork};
 use self::monitor::Base;
 use self::task::{Failed, TaskThread};
 use self::wiring::{Wiring, channel};
+use crate::engine::poison::{self, Care, PoisonPolicy, Triage, Verdict};
 use crate::engine::recovery::{self, Setup, Started};
 use crate::engine::{
     CommitPolicy, Coordinator, Counters, KeyedTask, Layout, Mode, SourceTask, Start, Summary, TaskOutput,
@@ -73,6 +75,8 @@ pub struct RunConfig {
     pub overlay_bytes_max: usize,
     /// When commits and store writes are due.
     pub policy: CommitPolicy,
+    /// What happens to input that makes the job panic.
+    pub poison: PoisonPolicy,
 }
 
 /// What a run came to.
@@ -120,18 +124,20 @@ pub fn run(
     // What a source task combines is memory too: with a small budget the table is small.
     layout.combine_groups_max = layout.combine_groups_max.min(layout.overlay_bytes_max / 256).max(64);
     let setup = Setup { plan: plan.clone(), identity: config.identity.clone(), layout, mode: config.mode };
+    let mut patient = Patient::admit(plan, &config.poison)?;
     let mut base = Base::default();
     let mut report = RunReport::default();
     let mut failures = 0;
     loop {
         monitor.starting();
         let commits = monitor.progress().commits;
-        let ended = one_start(&setup, config, log, backend, monitor, &mut base, &mut report);
+        let ended = one_start(&setup, config, log, backend, monitor, &mut patient, &mut base, &mut report);
         let after = monitor.progress();
         (base.commits, base.output) = (after.commits, after.output_committed);
         report.counters = after.counters;
         let error = match ended {
             Ok(Outcome::Done(summary)) => {
+                patient.leave(&after.committed)?;
                 report.summary.closed_early = summary.closed_early;
                 (report.summary.epochs, report.summary.committed_rows) =
                     (after.commits, after.output_committed);
@@ -141,7 +147,14 @@ pub fn run(
             }
             Ok(Outcome::Aborted) => RunError::Aborted,
             Err(error) if error.is_passing() => error,
-            Err(error) => return Err(error),
+            Err(error) => match patient.failed(&error)? {
+                Some(Verdict::Again) if monitor.asked() == Stop::No => {
+                    // The record, or what names it, is known by now: there is nothing to wait for.
+                    returns(config, monitor, &error, &mut report);
+                    continue;
+                }
+                _ => return Err(error),
+            },
         };
         if monitor.asked() != Stop::No {
             // Nobody waits for another try.
@@ -151,25 +164,81 @@ pub fn run(
         if failures > RESTARTS_MAX {
             return Err(RunError::Unreachable { restarts: failures - 1, source: Box::new(error) });
         }
-        tracing::warn!(identity = %config.identity, cause = error.chain().join(": "), "the job returns to its last commit");
-        report.restarts += 1;
-        monitor.update(|p| p.restarts += 1);
+        returns(config, monitor, &error, &mut report);
         monitor.pause(RESTART_WAIT * 2u32.pow(failures.min(5)));
     }
 }
 
+/// Tells that the run starts again.
+fn returns(config: &RunConfig, monitor: &Monitor, error: &RunError, report: &mut RunReport) {
+    let cause = error.chain().join(": ");
+    tracing::warn!(identity = %config.identity, cause, "the job returns to its last commit");
+    report.restarts += 1;
+    monitor.update(|p| {
+        p.restarts += 1;
+        p.returned_because = Some(cause);
+    });
+}
+
+/// What a run knows of panics, and where it is kept. Saved before every restart: a kill then changes no count.
+struct Patient<'a> {
+    triage: Triage,
+    policy: &'a PoisonPolicy,
+    saved: Vec<poison::Tried>,
+}
+
+impl<'a> Patient<'a> {
+    fn admit(plan: &Plan, policy: &'a PoisonPolicy) -> Result<Self, RunError> {
+        let saved = policy.book.load().map_err(RunError::Tries)?;
+        Ok(Self { triage: Triage::new(plan, policy.tries, saved.clone()), policy, saved })
+    }
+
+    fn save(&mut self) -> Result<(), RunError> {
+        if self.saved != self.triage.tried() {
+            self.saved = self.triage.tried().to_vec();
+            self.policy.book.save(&self.saved).map_err(RunError::Tries)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, start: &Start) -> Result<Care, RunError> {
+        let care = self.triage.begin(start);
+        self.save().map(|()| care)
+    }
+
+    /// `None` if the error is no panic.
+    fn failed(&mut self, error: &RunError) -> Result<Option<Verdict>, RunError> {
+        let verdict = match error {
+            RunError::Step { source, .. } => self.triage.failed(source),
+            RunError::Panicked { .. } => Some(self.triage.panicked_elsewhere()),
+            _ => None,
+        };
+        self.save().map(|()| verdict)
+    }
+
+    fn leave(&mut self, committed: &BTreeMap<u32, i64>) -> Result<(), RunError> {
+        self.triage.committed(committed);
+        self.save()
+    }
+}
+
 /// Recovers, runs the threads, joins them.
+#[expect(clippy::too_many_arguments, reason = "what a run has, for one start of it")]
 fn one_start(
     setup: &Setup,
     config: &RunConfig,
     log: &dyn Log,
     backend: &Arc<dyn StateBackend>,
     monitor: &Monitor,
+    patient: &mut Patient<'_>,
     base: &mut Base,
     report: &mut RunReport,
 ) -> Result<Outcome, RunError> {
     let began = Instant::now();
-    let Started { start, transactions } = recovery::start_watched(setup, log, &**backend, monitor.probe())?;
+    let started = recovery::start_watched(setup, log, &**backend, monitor.probe())?;
+    let Started { mut start, transactions } = started;
+    start.care = patient.begin(&start)?;
+    let start = start;
     let recovery = began.elapsed();
     tracing::info!(
         identity = %setup.identity, replayed = start.replayed, rebuilt = start.rebuilt,
@@ -369,9 +438,7 @@ fn spawn_all<'scope, 'env>(
 }
 
 fn panicked(task: String, step: String, panic: &(dyn std::any::Any + Send)) -> RunError {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    RunError::Panicked { task, step, message: text.unwrap_or_else(|| "no message".to_owned()) }
+    RunError::Panicked { task, step, message: poison::message(panic) }
 }
 
 /// Milliseconds since a start; does not go back.

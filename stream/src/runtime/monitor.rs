@@ -35,8 +35,11 @@ pub struct Progress {
     pub rebuilt: u32,
     /// How long the last start took: fencing, offsets, replay.
     pub recovery: Duration,
-    /// Times the run returned to its last commit, because the log could not be reached or a transaction was aborted.
+    /// Times the run returned to its last commit: the log could not be reached, a transaction was aborted, a record made
+    /// the job panic.
     pub restarts: u32,
+    /// Why it returned there last.
+    pub returned_because: Option<String>,
     /// True once the tasks run.
     pub running: bool,
     /// `starting`, `running`, `aligning`, `ending` or `over`.

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use super::memory_log::{EndFate, MemoryLog};
 use super::process::{Fate, Process, ProcessError};
 use crate::codec::state as codec;
+use crate::engine::poison::{TRIES, Triage, Verdict};
 use crate::engine::recovery::Setup;
 use crate::engine::{CommitPolicy, CommitStep, Counters, Event, Layout, Mode, Summary};
 use crate::error::Result as PlanResult;
@@ -137,6 +138,8 @@ pub struct TestDriver<J> {
     crash_at: Option<(CommitStep, usize)>,
     taken: BTreeMap<CommitStep, usize>,
     crashes: usize,
+    triage: Triage,
+    panics: usize,
     done: Option<Summary>,
     counters: Counters,
     replayed: u64,
@@ -154,7 +157,6 @@ impl<J: Job> TestDriver<J> {
         let never = usize::MAX;
         Ok(Self {
             identity: Identity::new(plan.job())?,
-            plan,
             log: MemoryLog::default(),
             state: Arc::default(),
             process: None,
@@ -174,6 +176,9 @@ impl<J: Job> TestDriver<J> {
             crash_at: None,
             taken: BTreeMap::new(),
             crashes: 0,
+            triage: Triage::new(&plan, TRIES, Vec::new()),
+            panics: 0,
+            plan,
             done: None,
             counters: Counters::default(),
             replayed: 0,
@@ -303,11 +308,11 @@ impl<J: Job> TestDriver<J> {
     pub fn commit(&mut self) -> Result<(), DriveError> {
         loop {
             self.settle()?;
-            let (crashes, behind) = (self.crashes, self.process()?.is_behind()?);
+            let (undone, behind) = ((self.crashes, self.panics), self.process()?.is_behind()?);
             self.process()?.event(Event::Commit)?;
             self.settle()?;
-            // A crash may have undone the work that was to be committed; at most once reads one epoch behind.
-            if self.crashes == crashes && !behind {
+            // The work that was to be committed may have been undone; at most once reads one epoch behind.
+            if (self.crashes, self.panics) == undone && !behind {
                 return Ok(());
             }
         }
@@ -424,7 +429,8 @@ impl<J: Job> TestDriver<J> {
             let layout = Layout::new(&self.plan, self.tasks, self.state_bytes_max);
             let (plan, identity, mode) = (self.plan.clone(), self.identity.clone(), self.mode);
             let setup = Setup { plan, identity, layout, mode };
-            let mut process = Process::start(&setup, self.policy, &self.log, &self.state, self.now)?;
+            let triage = &mut self.triage;
+            let mut process = Process::start(&setup, self.policy, &self.log, &self.state, self.now, triage)?;
             self.replayed += process.start.replayed;
             process.begin()?;
             self.process = Some(process);
@@ -435,7 +441,22 @@ impl<J: Job> TestDriver<J> {
     /// Lets everything work until nobody has anything to do.
     fn settle(&mut self) -> Result<(), DriveError> {
         self.process()?;
-        while self.process.is_some() && self.round()? {}
+        while self.process.is_some() {
+            match self.round() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(DriveError::Process(ProcessError::Step(error))) => {
+                    // A machine in which something failed is of no more use.
+                    self.retire();
+                    if self.triage.failed(&error) != Some(Verdict::Again) {
+                        return Err(ProcessError::Step(error).into());
+                    }
+                    self.panics += 1;
+                    self.process()?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 
@@ -589,6 +610,12 @@ impl<J: Job> TestDriver<J> {
     /// Changelog records replayed, over all starts.
     pub fn replayed(&self) -> u64 {
         self.replayed
+    }
+
+    /// How often the job's code panicked and was given another try. A record that does it three times goes to the dead
+    /// letters; where there are none, and in the keyed step, the driver's call fails.
+    pub fn panics(&self) -> usize {
+        self.panics
     }
 
     /// How often the machine lost power.

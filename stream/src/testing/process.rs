@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::memory_log::MemoryLog;
+use crate::engine::poison::Triage;
 use crate::engine::recovery::{self, Setup, Started};
 use crate::engine::{
     Action, CommitPolicy, CommitStep, Coordinator, Counters, Event, KeyedTask, Last, Message, Place,
@@ -71,8 +72,11 @@ impl Process {
         log: &MemoryLog,
         state: &Arc<MemoryState>,
         now: i64,
+        triage: &mut Triage,
     ) -> Result<Self, ProcessError> {
-        let Started { start, transactions } = recovery::start(setup, log, &**state)?;
+        let Started { mut start, transactions } = recovery::start(setup, log, &**state)?;
+        start.care = triage.begin(&start);
+        let start = start;
         let place = start.place();
         let layout = start.layout;
         let backend = || Arc::clone(state) as Arc<dyn StateBackend>;

@@ -22,6 +22,7 @@ use super::memory_log::{EndFate, MemoryLog};
 use super::process::{Fate, Process, ProcessError};
 use crate::codec::{Malformed, decode_with, state as codec};
 use crate::dsl::{Flow, topic};
+use crate::engine::poison::Triage;
 use crate::engine::recovery::Setup;
 use crate::engine::{CommitPolicy, CommitStep, Event, Layout, Mode};
 use crate::error::Result as PlanResult;
@@ -288,7 +289,8 @@ impl World {
             flush_bytes_max: never,
             flush_records_max: never,
         };
-        let mut process = Process::start(&setup, policy, &self.log, &self.state, self.now)?;
+        let mut triage = Triage::new(&self.plan, 1, Vec::new());
+        let mut process = Process::start(&setup, policy, &self.log, &self.state, self.now, &mut triage)?;
         self.tally.replayed += process.start.replayed;
         let start = &process.start;
         self.say(|| {
