@@ -105,6 +105,8 @@ pub struct Counters {
     pub store_reads: u64,
     /// Results of windows.
     pub fired: u64,
+    /// Messages to the keyed step that found their queue full and waited with their sender.
+    pub waited: u64,
 }
 
 impl Counters {
@@ -119,6 +121,7 @@ impl Counters {
         self.store_hits += other.store_hits;
         self.store_reads += other.store_reads;
         self.fired += other.fired;
+        self.waited += other.waited;
     }
 }
 

@@ -18,7 +18,7 @@ use tidemill_stream::runtime::{Monitor, RunConfig, RunError, RunReport, run};
 use tidemill_stream::state::{MemoryState, StateBackend};
 use tidemill_stream::testing::{EndFate, MemoryLog};
 use tidemill_stream::{
-    EventTime, Flow, Job, Malformed, OutRecord, Plan, Result, Text, Tumbling, decode_with, topic,
+    EventTime, Flow, Job, Malformed, OutRecord, Plan, Result, Text, Tumbling, decode_with, shard_of, topic,
 };
 
 const WINDOW: i64 = 50;
@@ -350,6 +350,27 @@ fn a_missing_input_is_named_with_the_command_that_makes_it() {
     let error = go(&log, &Arc::default(), &config(1, Mode::UntilEnd), &Monitor::new()).unwrap_err();
     let all: BTreeSet<_> = error.chain().into_iter().collect();
     assert!(all.iter().any(|t| t.contains("streamctl topic create in")), "{all:?}");
+}
+
+/// Each of two tasks reads, in one batch, far more messages for the other than a queue holds: both queues are full, both
+/// senders wait, and neither stops the other.
+#[test]
+fn opposing_full_queues_cannot_stop_each_other() {
+    // Rows of partition p, which task p reads, belong to the shards of the other task.
+    let theirs = |p: usize| {
+        let keys = (0..).map(|k| format!("k{k}"));
+        let keys = keys.filter(move |key| shard_of(key.as_bytes(), 64).task(2) != p);
+        keys.take(20_000).map(|key| format!("1 {key}")).collect::<Vec<_>>()
+    };
+    let lines = vec![theirs(0), theirs(1)];
+    let log = MemoryLog::default();
+    fill(&log, &lines);
+    // A little memory makes a small local table, and that makes many messages of one batch.
+    let config = RunConfig { overlay_bytes_max: 32 << 10, ..config(2, Mode::UntilEnd) };
+    let report = go(&log, &Arc::default(), &config, &Monitor::new()).unwrap();
+    assert_eq!(found(&log), recount(&lines));
+    // A batch is some 300 messages, which leave at once; a queue holds 64.
+    assert!(report.counters.waited > 0, "{:?}", report.counters);
 }
 
 /// Less memory than the cells of one window: cells leave the overlay, come back and go on counting.

@@ -204,6 +204,7 @@ impl TaskThread {
     fn count(&self) {
         let mut counters = self.out.counters();
         counters.add(&self.keyed_out.counters());
+        counters.waited = self.outlets.iter().map(|outlet| outlet.waited).sum();
         *self.wiring.ports[self.index].counters.lock() = counters;
     }
 

@@ -184,6 +184,8 @@ pub(super) struct Outlet {
     bytes: Arc<AtomicUsize>,
     /// What found the channel full, in order.
     over: VecDeque<Message>,
+    /// How many messages found it full.
+    pub(super) waited: u64,
     waker: Unparker,
 }
 
@@ -205,8 +207,13 @@ fn bytes_of(message: &Message) -> usize {
 pub(super) fn channel(sender: &Unparker, receiver: &Unparker) -> (Outlet, Inlet) {
     let (producer, consumer) = rtrb::RingBuffer::new(CHANNEL_MESSAGES);
     let bytes = Arc::new(AtomicUsize::new(0));
-    let outlet =
-        Outlet { queue: producer, bytes: Arc::clone(&bytes), over: VecDeque::new(), waker: receiver.clone() };
+    let outlet = Outlet {
+        queue: producer,
+        bytes: Arc::clone(&bytes),
+        over: VecDeque::new(),
+        waited: 0,
+        waker: receiver.clone(),
+    };
     (outlet, Inlet { queue: consumer, bytes, waker: sender.clone() })
 }
 
@@ -215,6 +222,7 @@ impl Outlet {
     pub(super) fn send(&mut self, message: Message) {
         self.over.push_back(message);
         self.flush();
+        self.waited += u64::from(!self.over.is_empty());
     }
 
     /// Sends what was kept, as far as there is room. True if nothing is left.

@@ -31,6 +31,18 @@ impl MemoryState {
         *self.0.lock() = Maps::default();
     }
 
+    /// A copy of what is there, as a directory that was backed up.
+    pub fn copy(&self) -> Self {
+        let now = self.0.lock().now.clone();
+        Self(Mutex::new(Maps { durable: now.clone(), now }))
+    }
+
+    /// The directory is replaced by another one.
+    pub fn replace_by(&self, other: &Self) {
+        let now = other.0.lock().now.clone();
+        *self.0.lock() = Maps { durable: now.clone(), now };
+    }
+
     /// All entries.
     pub fn dump(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         self.0.lock().now.iter().map(|(k, v)| (k.clone(), v.clone())).collect()

@@ -15,7 +15,7 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::de::DeserializeOwned;
 
-use super::memory_log::{EndFate, MemoryLog};
+use super::memory_log::{EndFate, MemoryLog, MemoryLogCopy};
 use super::process::{Fate, Process, ProcessError};
 use crate::codec::state as codec;
 use crate::engine::poison::{TRIES, Triage, Verdict};
@@ -138,6 +138,11 @@ pub struct TestDriver<J> {
     crash_at: Option<(CommitStep, usize)>,
     taken: BTreeMap<CommitStep, usize>,
     crashes: usize,
+    shards: u16,
+    /// Records that are appended while the next commit ends.
+    meanwhile: Vec<(u32, OutRecord)>,
+    copies: (Option<MemoryLogCopy>, Option<MemoryState>),
+    starts: (usize, u64, u32),
     triage: Triage,
     panics: usize,
     done: Option<Summary>,
@@ -176,6 +181,10 @@ impl<J: Job> TestDriver<J> {
             crash_at: None,
             taken: BTreeMap::new(),
             crashes: 0,
+            shards: Layout::SHARDS,
+            meanwhile: Vec::new(),
+            copies: (None, None),
+            starts: (0, 0, 0),
             triage: Triage::new(&plan, TRIES, Vec::new()),
             panics: 0,
             plan,
@@ -208,6 +217,20 @@ impl<J: Job> TestDriver<J> {
     #[must_use]
     pub fn state_memory(self, bytes: usize) -> Self {
         Self { state_bytes_max: bytes, ..self }
+    }
+
+    /// Shards; fewer make a test faster. Before anything is sent.
+    #[must_use]
+    pub fn shards(self, shards: u16) -> Self {
+        Self { shards, ..self }
+    }
+
+    /// The store is written and flushed by [`Self::write_store`], [`Self::flush_store`] and the end of a run only, as if
+    /// it lagged behind the commits.
+    #[must_use]
+    pub fn lagging_store(mut self) -> Self {
+        (self.policy.write_bytes_max, self.policy.flush_bytes_max) = (usize::MAX, usize::MAX);
+        self
     }
 
     /// Another guarantee than the job's own. With [`Guarantee::AtMostOnce`] a record is processed in the epoch after the
@@ -392,6 +415,93 @@ impl<J: Job> TestDriver<J> {
         self.crash_at = Some((step, 0));
     }
 
+    /// The machine loses power, and the job starts again with another number of tasks.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot.
+    pub fn crash_into(&mut self, tasks: usize) -> Result<(), DriveError> {
+        self.settle()?;
+        self.lose_power();
+        self.tasks = tasks;
+        self.process()?;
+        Ok(())
+    }
+
+    /// Appends a record as [`Self::send`] does, while the next commit ends: the epoch behind it is running by then.
+    pub fn send_meanwhile(&mut self, partition: u32, value: impl Into<Bytes>) -> &mut Self {
+        let (timestamp, value) = (self.now, Some(value.into()));
+        self.meanwhile.push((partition, OutRecord { timestamp, key: None, value, headers: Vec::new() }));
+        self
+    }
+
+    /// Writes to the store what is committed.
+    ///
+    /// # Errors
+    ///
+    /// If the job cannot go on.
+    pub fn write_store(&mut self) -> Result<(), DriveError> {
+        self.process()?.event(Event::WriteNow)?;
+        self.settle()
+    }
+
+    /// Flushes the store: what was written survives a crash.
+    ///
+    /// # Errors
+    ///
+    /// If the job cannot go on.
+    pub fn flush_store(&mut self) -> Result<(), DriveError> {
+        self.process()?.event(Event::FlushNow)?;
+        self.settle()
+    }
+
+    /// Keeps a copy of the state store for [`Self::restore_store`].
+    pub fn copy_store(&mut self) {
+        self.copies.1 = Some(self.state.copy());
+    }
+
+    /// The state store is replaced by the copy, which is stale by now, and the job starts again.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot.
+    ///
+    /// # Panics
+    ///
+    /// If there is no copy.
+    pub fn restore_store(&mut self) -> Result<(), DriveError> {
+        self.stop()?;
+        self.state.replace_by(self.copies.1.as_ref().expect("a copy of the store"));
+        self.process()?;
+        Ok(())
+    }
+
+    /// Keeps a copy of the log for [`Self::lose_log_suffix`].
+    pub fn copy_log(&mut self) {
+        self.copies.0 = Some(self.log.copy());
+    }
+
+    /// The machine loses power, and with it everything that was appended to the log since [`Self::copy_log`]; the store
+    /// keeps what it had flushed. The job is down until the next call that needs it.
+    ///
+    /// # Panics
+    ///
+    /// If there is no copy.
+    pub fn lose_log_suffix(&mut self) {
+        self.lose_power();
+        self.log.lose_since(self.copies.0.as_ref().expect("a copy of the log"));
+    }
+
+    /// Records and markers in the log, over all topics.
+    pub fn log_size(&self) -> usize {
+        self.log.size()
+    }
+
+    /// How often the job was started, changelog records it replayed and shards it rebuilt, over all starts.
+    pub fn starts(&self) -> (usize, u64, u32) {
+        self.starts
+    }
+
     /// The next commit's end is answered like this.
     pub fn next_end(&mut self, fate: EndFate) {
         self.log.next_end(fate);
@@ -427,11 +537,14 @@ impl<J: Job> TestDriver<J> {
         if self.process.is_none() {
             self.make_input();
             let layout = Layout::new(&self.plan, self.tasks, self.state_bytes_max);
+            let layout = Layout { shards: self.shards, ..layout };
             let (plan, identity, mode) = (self.plan.clone(), self.identity.clone(), self.mode);
             let setup = Setup { plan, identity, layout, mode };
             let triage = &mut self.triage;
             let mut process = Process::start(&setup, self.policy, &self.log, &self.state, self.now, triage)?;
             self.replayed += process.start.replayed;
+            let (starts, replayed, rebuilt) = self.starts;
+            self.starts = (starts + 1, replayed + process.start.replayed, rebuilt + process.start.rebuilt);
             process.begin()?;
             self.process = Some(process);
         }
@@ -499,6 +612,13 @@ impl<J: Job> TestDriver<J> {
         loop {
             let Some(process) = &mut self.process else { return Ok(true) };
             if let Some(step) = process.next_step() {
+                if step == CommitStep::End && !self.meanwhile.is_empty() {
+                    for (partition, record) in std::mem::take(&mut self.meanwhile) {
+                        self.send_record(partition, record);
+                    }
+                    // The next epoch has a turn before the transaction ends.
+                    return Ok(true);
+                }
                 *self.taken.entry(step).or_default() += 1;
                 if self.crashes_before(step) {
                     self.lose_power();

@@ -30,21 +30,45 @@ pub enum EndFate {
     AbortUnknown,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Partition {
     /// `None` is a marker.
     slots: Vec<Option<OutRecord>>,
     log_start: i64,
+    /// Leader epochs, each with its first offset.
+    epochs: Vec<(i32, i64)>,
 }
 
-#[derive(Debug)]
+impl Partition {
+    fn end(&self) -> i64 {
+        self.slots.len() as i64
+    }
+
+    /// The place before the record at `offset`.
+    fn position(&self, offset: i64) -> Position {
+        let before = self.epochs.iter().rev().find(|(_, first)| *first < offset);
+        Position { leader_epoch: before.map_or(0, |(epoch, _)| *epoch), offset }
+    }
+
+    fn holds(&self, position: Position) -> bool {
+        let Position { leader_epoch, offset } = position;
+        if leader_epoch == Position::UNCHECKED || offset == 0 {
+            return offset <= self.end();
+        }
+        let known = self.epochs.iter().position(|(epoch, _)| *epoch == leader_epoch);
+        let end_of = |at: usize| self.epochs.get(at + 1).map_or(self.end(), |(_, first)| *first);
+        known.is_some_and(|at| offset <= end_of(at))
+    }
+}
+
+#[derive(Clone, Debug)]
 struct TopicData {
     info: TopicInfo,
     cleanup: Cleanup,
     partitions: Vec<Partition>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inside {
     topics: BTreeMap<String, TopicData>,
     created: u128,
@@ -52,7 +76,13 @@ struct Inside {
     fences: BTreeMap<String, u64>,
     fate: EndFate,
     commits: u64,
+    /// The leader epoch of what is appended now.
+    epoch: i32,
 }
+
+/// What a [`MemoryLog`] held at one moment.
+#[derive(Clone, Debug)]
+pub struct MemoryLogCopy(Inside);
 
 /// The log. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -67,9 +97,13 @@ impl Inside {
 
     fn append(&mut self, topic: &str, partition: u32, slot: Option<OutRecord>) -> i64 {
         let topic = self.topics.get_mut(topic).expect("the topic is there");
-        let slots = &mut topic.partitions[partition as usize].slots;
-        slots.push(slot);
-        slots.len() as i64 - 1
+        let partition = &mut topic.partitions[partition as usize];
+        let at = partition.end();
+        if partition.epochs.last().is_none_or(|(epoch, _)| *epoch < self.epoch) {
+            partition.epochs.push((self.epoch, at));
+        }
+        partition.slots.push(slot);
+        at
     }
 }
 
@@ -128,6 +162,25 @@ impl MemoryLog {
         self.0.lock().fate = fate;
     }
 
+    /// A copy of everything.
+    pub fn copy(&self) -> MemoryLogCopy {
+        MemoryLogCopy(self.0.lock().clone())
+    }
+
+    /// The log loses what was appended since `copy` was taken of it, offsets of groups included. What is appended from
+    /// now on has another leader epoch. Who fenced whom is not forgotten.
+    pub fn lose_since(&self, copy: &MemoryLogCopy) {
+        let mut inside = self.0.lock();
+        let (fences, epoch) = (std::mem::take(&mut inside.fences), inside.epoch + 1);
+        *inside = Inside { fences, epoch, ..copy.0.clone() };
+    }
+
+    /// Number of records and markers, over all topics.
+    pub fn size(&self) -> usize {
+        let inside = self.0.lock();
+        inside.topics.values().flat_map(|t| &t.partitions).map(|p| p.slots.len()).sum()
+    }
+
     /// Number of transactions that committed.
     pub fn commits(&self) -> u64 {
         self.0.lock().commits
@@ -162,19 +215,18 @@ impl Log for MemoryLog {
     fn ends(&self, topic: &TopicId, partition: u32) -> Result<PartitionEnds, LogError> {
         let inside = self.0.lock();
         let partition = inside.partition(topic, partition)?;
-        let end = partition.slots.len() as i64;
+        let end = partition.end();
         Ok(PartitionEnds {
             log_start: partition.log_start,
             high_watermark: end,
             last_stable: end,
-            end: Position { leader_epoch: 0, offset: end },
+            end: partition.position(end),
         })
     }
 
     fn holds(&self, topic: &TopicId, partition: u32, position: Position) -> Result<bool, LogError> {
         let inside = self.0.lock();
-        let end = inside.partition(topic, partition)?.slots.len() as i64;
-        Ok(position.leader_epoch <= 0 && position.offset <= end)
+        Ok(inside.partition(topic, partition)?.holds(position))
     }
 
     fn read(
@@ -208,7 +260,7 @@ impl Log for MemoryLog {
                 batches.push(RecordBatch::copied(base, records));
             }
         }
-        let next = Position { leader_epoch: 0, offset: offset as i64 };
+        let next = data.position(offset as i64);
         Ok(Fetched { partition, batches, next, caught_up: offset == data.slots.len() })
     }
 
@@ -361,8 +413,11 @@ impl Transactions for MemoryTransactions {
             for (topic, partition) in touched.keys() {
                 inside.append(&topic.name, *partition, None);
             }
-            let behind =
-                |((topic, partition), offset)| (topic, partition, Position { leader_epoch: 0, offset });
+            let behind = |((topic, partition), offset): ((TopicId, u32), i64)| {
+                let position =
+                    inside.partition(&topic, partition).expect("it was appended to").position(offset);
+                (topic, partition, position)
+            };
             Ended::Committed(touched.into_iter().map(behind).collect())
         } else {
             Ended::Aborted

@@ -8,5 +8,5 @@ pub mod random;
 
 pub use backend_suite::backend_suite;
 pub use driver::{CrashChanges, DriveError, Row, TestDriver};
-pub use memory_log::{EndFate, MemoryLog};
+pub use memory_log::{EndFate, MemoryLog, MemoryLogCopy};
 pub use process::ProcessError;
