@@ -75,7 +75,7 @@ pub enum WriteError {
         current: Option<Producer>,
     },
     /// The directory was opened read-only because it is damaged.
-    #[error("the directory is read-only: {0}; see `streamctl log verify`")]
+    #[error("the directory is read-only: {0}; `streamctl log dump FILE` shows what of the file is whole")]
     Damaged(Corruption),
     /// The log is closed, or an earlier write or sync failed. What was asked may or may not have happened:
     /// only opening the directory again tells.
@@ -173,7 +173,7 @@ pub enum ReadError {
         position: Position,
     },
     /// Stored bytes are damaged. This partition fails here; others go on.
-    #[error("{partition}: {corruption}; see `streamctl log verify`")]
+    #[error("{partition}: {corruption}; `streamctl log dump FILE` shows what of it is whole")]
     Corrupt {
         /// The partition.
         partition: TopicPartition,

@@ -14,7 +14,7 @@
 mod round;
 mod scan;
 
-pub(crate) use round::{ROUND_HEAD, Round, RoundHead, encode, round_bytes};
+pub(crate) use round::{Claim, ROUND_HEAD, Round, RoundHead, claim_any, decode, encode, round_bytes};
 pub(crate) use scan::{Scan, scan};
 
 /// Rounds begin and end at multiples of this: the page that a disk writes as a whole or not at all, at best.

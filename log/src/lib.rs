@@ -7,6 +7,7 @@ mod config;
 mod core;
 #[cfg(test)]
 mod crash_test;
+pub mod dump;
 mod entry;
 mod error;
 pub mod fault;

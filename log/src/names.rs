@@ -23,7 +23,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Log, Self::HeadCrc, Self::Index, Self::TxnIndex];
 
-    fn suffix(self) -> &'static str {
+    pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::Log => "log",
             Self::HeadCrc => "headcrc",

@@ -118,7 +118,7 @@ fn start(fs: Arc<dyn Fs>, config: Config, decision: Decision) -> Result<Machine,
     let slots = match &decision.damage {
         None => decision.carry_out(&*fs, &config.probe)?,
         Some(damage) => {
-            tracing::error!(%damage, "the directory is damaged and opens read-only; see `streamctl log verify`");
+            tracing::error!(%damage, "the directory is damaged and opens read-only; `streamctl log dump FILE` shows what of the file is whole");
             [decision.slot.head; 2]
         }
     };

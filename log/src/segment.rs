@@ -16,7 +16,7 @@
 
 mod files;
 mod read;
-mod sidecars;
+pub(crate) mod sidecars;
 
 use crate::entry::StoredBatch;
 use crate::fs::Fs;

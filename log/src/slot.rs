@@ -19,10 +19,10 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use uuid::Uuid;
 
-const MAGIC: [u8; 4] = *b"TMC1";
-const HEAD: usize = 72;
+pub(crate) const MAGIC: [u8; 4] = *b"TMC1";
+pub(crate) const HEAD: usize = 72;
 /// Version of State's encoding.
-const STATE_LAYOUT: u32 = 1;
+pub(crate) const STATE_LAYOUT: u32 = 1;
 /// Version of a data directory.
 pub(crate) const LAYOUT: u32 = 1;
 
@@ -144,7 +144,7 @@ impl Format {
         format!("{body}crc {:08x}\n", crc32c::crc32c(body.as_bytes()))
     }
 
-    fn decode(text: &str) -> Result<Self, OpenError> {
+    pub(crate) fn decode(text: &str) -> Result<Self, OpenError> {
         let damaged = |expected: &str, found: &str| {
             OpenError::Corrupt(Corruption {
                 file: names::FORMAT.into(),

@@ -64,7 +64,7 @@ pub(crate) fn encode(head: &RoundHead, parts: &[IoSlice<'_>]) -> ([u8; ROUND_HEA
 
 /// What the bytes at a page say they are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     pub head: RoundHead,
     pub crc: u32,
     pub length: u64,
@@ -72,16 +72,21 @@ pub(super) struct Claim {
 
 /// Reads a round's head without believing it: only the magic, the directory and a possible length are checked.
 pub(super) fn claim(bytes: &[u8], directory: u128, room: u64) -> Option<Claim> {
+    claim_any(bytes, room).filter(|claim| claim.head.directory == directory)
+}
+
+/// The same, of any directory.
+pub(crate) fn claim_any(bytes: &[u8], room: u64) -> Option<Claim> {
     let head = bytes.first_chunk::<ROUND_HEAD>()?;
     let u32_at = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("4 bytes"));
     let u64_at = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes"));
     let found = u128::from_le_bytes(head[16..32].try_into().expect("16 bytes"));
     let length = u64::from(u32_at(60));
-    if head[0..4] != MAGIC || found != directory || length < ROUND_HEAD as u64 || length > room {
+    if head[0..4] != MAGIC || length < ROUND_HEAD as u64 || length > room {
         return None;
     }
     let head = RoundHead {
-        directory,
+        directory: found,
         incarnation: u32_at(68),
         lsn: u64_at(32),
         first: u64_at(40),
@@ -93,7 +98,7 @@ pub(super) fn claim(bytes: &[u8], directory: u128, room: u64) -> Option<Claim> {
 }
 
 /// The round that a claim names, if its bytes have the crc it names. `bytes` begin with it and hold all of it.
-pub(super) fn decode(claim: &Claim, bytes: &Bytes) -> Option<Round> {
+pub(crate) fn decode(claim: &Claim, bytes: &Bytes) -> Option<Round> {
     let length = usize::try_from(claim.length).ok()?;
     if bytes.len() < length || crc32c::crc32c(&bytes[8..length]) != claim.crc {
         return None;
