@@ -11,11 +11,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{FROM, Rig, lines, settings};
-use tidemill::adapters::{RunOptions, dump_state, state_dir};
+use tidemill::adapters::{BrokerLog, RocksState, RunOptions, dump_state, state_dir};
 use tidemill::args::ByteSize;
 use tidemill::engine::CommitPolicy;
 use tidemill::names::Identity;
 use tidemill::runtime::Monitor;
+use tidemill::stream::Shard;
+use tidemill::stream::inspect::{self, InspectError, StoreView};
 use xtask::recount::Recount;
 
 const DIR: &str = "TIDEMILL_TEST_DIR";
@@ -192,5 +194,35 @@ fn the_store_is_the_fold_of_the_committed_changelog() {
     stored.retain(|key, _| !(key[..2] == [0, 0] && key[4] == b'p'));
     assert_eq!(stored.len(), fold.len());
     assert!(stored == fold, "{:?}", stored.iter().zip(&fold).find(|(a, b)| a != b));
+
+    // What is shown from outside is the same fold, and says that the store is at the end of it.
+    let log = BrokerLog::new(rig.access.clone(), rig.runtime.handle().clone());
+    let record = inspect::jobs(&log).unwrap().remove("ip-count").unwrap();
+    let (name, store) = record.stores.iter().next().unwrap();
+    let view = StoreView::open(&log, &identity, name, store).unwrap().unwrap();
+    assert!(view.steady, "nothing commits");
+    assert_eq!(view.marks.closed, closed);
+    let mut shown = BTreeMap::new();
+    for shard in (0..view.shards()).map(Shard) {
+        view.each_cell::<InspectError>(shard, &mut |end, key, value| {
+            assert_eq!(view.shard_of(key), shard);
+            let end = (end.cast_unsigned() ^ (1 << 63)).to_be_bytes();
+            let key = [&[0, 1], &shard.0.to_be_bytes()[..], &end, key].concat();
+            shown.insert(key, value.to_vec());
+            Ok(())
+        })
+        .unwrap();
+    }
+    fold.retain(|key, _| key[..2] == [0, 1]);
+    assert!(shown == fold);
+    let store = RocksState::read_only(&state_dir(dir.path(), &identity)).unwrap().unwrap();
+    assert_eq!(view.behind(&store).unwrap(), 0);
+    let ends: i64 = view.ends.iter().map(|end| end.last_stable).sum();
+    let empty = tidemill::state::MemoryState::default();
+    assert_eq!(
+        view.behind(&empty).unwrap(),
+        ends.unsigned_abs(),
+        "a store without positions is behind all of it"
+    );
     rig.close();
 }

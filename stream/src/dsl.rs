@@ -42,7 +42,7 @@ use crate::chain::{
     ByKey, DecodeRows, Decoding, Filter, FlatMap, Keyless, Map, OnMalformed, Rows, Sink, SourceHead,
     StageFactory, TimesOf, TryMap,
 };
-use crate::codec::{Decoder, Encoder};
+use crate::codec::{Decoder, Encoder, state};
 use crate::engine::window::{Aggregation, Counting, Edge, EdgeSpec, Folding, TumblingStep};
 use crate::error::PlanError;
 use crate::guarantee::Guarantee;
@@ -226,6 +226,12 @@ pub struct Stream<T> {
     open: usize,
 }
 
+/// Notes an operator, which is now the end of the stream.
+fn operator(graph: &SharedGraph, open: usize, name: &str) {
+    graph.borrow_mut().operators.push(name.to_owned());
+    rename(graph, open, &format!("`{name}`"));
+}
+
 fn rename(graph: &SharedGraph, open: usize, step: &str) {
     if let Some(name) = graph.borrow_mut().open.get_mut(&open) {
         step.clone_into(name);
@@ -234,7 +240,7 @@ fn rename(graph: &SharedGraph, open: usize, step: &str) {
 
 impl<T: Send + 'static> Stream<T> {
     fn then<U>(self, step: &str, connect: impl FnOnce(Connect<T>) -> Connect<U>) -> Stream<U> {
-        rename(&self.graph, self.open, step);
+        operator(&self.graph, self.open, step);
         Stream {
             connect: connect(self.connect),
             graph: self.graph,
@@ -245,7 +251,7 @@ impl<T: Send + 'static> Stream<T> {
 
     /// A row for each row.
     pub fn map<U: Send + 'static>(self, f: impl Fn(T) -> U + Send + Sync + 'static) -> Stream<U> {
-        self.then("`map`", |connect| mapped(connect, f))
+        self.then("map", |connect| mapped(connect, f))
     }
 
     /// A row for each row, or an error, which goes where the source's malformed records go.
@@ -255,7 +261,7 @@ impl<T: Send + 'static> Stream<T> {
         E: std::fmt::Display + 'static,
     {
         let (f, malformed) = (Arc::new(f), self.malformed);
-        self.then("`try_map`", |connect| {
+        self.then("try_map", |connect| {
             Box::new(move |next| {
                 connect(Arc::new(move |env| {
                     let (f, env_of_task) = (Arc::clone(&f), env.clone());
@@ -267,7 +273,7 @@ impl<T: Send + 'static> Stream<T> {
 
     /// The rows for which `f` holds.
     pub fn filter(self, f: impl Fn(&T) -> bool + Send + Sync + 'static) -> Self {
-        self.then("`filter`", |connect| filtered(connect, f))
+        self.then("filter", |connect| filtered(connect, f))
     }
 
     /// Any number of rows for each row.
@@ -276,14 +282,14 @@ impl<T: Send + 'static> Stream<T> {
         U: Send + 'static,
         I: IntoIterator<Item = U> + 'static,
     {
-        self.then("`flat_map`", |connect| flat_mapped(connect, f))
+        self.then("flat_map", |connect| flat_mapped(connect, f))
     }
 
     /// Gives every row a key: what windows group by, and what `to` writes as the record's key.
     pub fn key_by<K: Key>(self, f: impl Fn(&T) -> K + Send + Sync + 'static) -> Keyed<K, T> {
-        let stream = self.map(move |value| (f(&value), value));
-        rename(&stream.graph, stream.open, "`key_by`");
-        Keyed { graph: stream.graph, connect: stream.connect, open: stream.open }
+        operator(&self.graph, self.open, "key_by");
+        let connect = mapped(self.connect, move |value| (f(&value), value));
+        Keyed { graph: self.graph, connect, open: self.open }
     }
 
     /// Writes the rows to a topic, without a key, each to the partition number it came from.
@@ -380,7 +386,7 @@ impl<K: Key, T: Send + 'static> IsKeyed for Keyed<K, T> {
 impl<K: Key, T: Send + 'static> Keyed<K, T> {
     /// A row for each row; the key stays.
     pub fn map<U: Send + 'static>(self, f: impl Fn(T) -> U + Send + Sync + 'static) -> Keyed<K, U> {
-        rename(&self.graph, self.open, "`map`");
+        operator(&self.graph, self.open, "map");
         let connect = mapped(self.connect, move |(key, value)| (key, f(value)));
         Keyed { graph: self.graph, connect, open: self.open }
     }
@@ -391,7 +397,7 @@ impl<K: Key, T: Send + 'static> Keyed<K, T> {
         U: Send + 'static,
         I: IntoIterator<Item = U> + 'static,
     {
-        rename(&self.graph, self.open, "`flat_map`");
+        operator(&self.graph, self.open, "flat_map");
         let connect = flat_mapped(self.connect, move |(key, value): (K, T)| {
             let made: Vec<_> = f(value).into_iter().map(|value| (key.clone(), value)).collect();
             made
@@ -401,7 +407,7 @@ impl<K: Key, T: Send + 'static> Keyed<K, T> {
 
     /// The rows for which `f` holds.
     pub fn filter(self, f: impl Fn(&T) -> bool + Send + Sync + 'static) -> Self {
-        rename(&self.graph, self.open, "`filter`");
+        operator(&self.graph, self.open, "filter");
         let connect = filtered(self.connect, move |(_, value): &(K, T)| f(value));
         Self { connect, ..self }
     }
@@ -420,7 +426,7 @@ impl<K: Key, T: Send + 'static> Keyed<K, T> {
 
     /// Groups the rows by key and window.
     pub fn window(self, windows: Tumbling) -> Windows<K, T> {
-        rename(&self.graph, self.open, "`window`");
+        operator(&self.graph, self.open, "window");
         Windows { keyed: self, windows }
     }
 }
@@ -435,7 +441,7 @@ pub struct Windows<K, T> {
 impl<K: Key, T: Send + 'static> Windows<K, T> {
     /// Counts the rows. `name` is the name its state keeps across versions of the job.
     pub fn count(self, name: &str) -> Windowed<K, u64, T> {
-        self.aggregate(name, Counting)
+        self.aggregate("count", name, Counting)
     }
 
     /// Folds the rows into an accumulator that starts at `init`.
@@ -447,10 +453,15 @@ impl<K: Key, T: Send + 'static> Windows<K, T> {
         A: Serialize + DeserializeOwned + Clone + Send + Sync + 'static,
         F: Fn(&mut A, T) + Send + Sync + 'static,
     {
-        self.aggregate(name, Folding { init, f, row: PhantomData })
+        self.aggregate("fold", name, Folding { init, f, row: PhantomData })
     }
 
-    fn aggregate<G: Aggregation<T>>(self, name: &str, aggregation: G) -> Windowed<K, G::Acc, T> {
+    fn aggregate<G: Aggregation<T>>(
+        self,
+        aggregate: &'static str,
+        name: &str,
+        aggregation: G,
+    ) -> Windowed<K, G::Acc, T> {
         let Keyed { graph, connect, open } = self.keyed;
         rename(&graph, open, &format!("window step `{name}` (say `late_to` or `drop_late`)"));
         if graph.borrow().step.is_some() {
@@ -471,7 +482,15 @@ impl<K: Key, T: Send + 'static> Windows<K, T> {
                     let step = TumblingStep::new(step, windows, aggregation, next(env), setup)?;
                     Ok(Box::new(step) as Box<dyn crate::engine::window::KeyedStep>)
                 });
-                let spec = StepSpec { name, windows, store: StoreId(1), factory };
+                let spec = StepSpec {
+                    name,
+                    windows,
+                    store: StoreId(1),
+                    aggregate,
+                    key_type: std::any::type_name::<K>(),
+                    show_value: |bytes| serde_json::to_value(state::decode::<G::Acc>(bytes).ok()?).ok(),
+                    factory,
+                };
                 let graph: &mut Graph = &mut shared.borrow_mut();
                 graph.step.get_or_insert(spec);
             });

@@ -220,6 +220,12 @@ pub enum StartError {
         /// Which part.
         what: String,
     },
+    /// A reset of the identity was cut short: its state may be gone while its offsets are still there.
+    #[error("a reset of `{identity}` began and did not end: `streamctl reset {identity}` completes it")]
+    ResetBegan {
+        /// The identity.
+        identity: String,
+    },
     /// The log failed.
     #[error(transparent)]
     Log(#[from] LogError),

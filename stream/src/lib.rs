@@ -41,6 +41,7 @@ mod error;
 pub mod fault;
 mod guarantee;
 mod hash;
+pub mod inspect;
 pub mod io;
 mod key;
 pub mod names;

@@ -135,6 +135,9 @@ pub struct JobRecord {
     pub shards: u16,
     /// Its stores by name.
     pub stores: BTreeMap<String, StoreRecord>,
+    /// A reset began and has not ended: state and offsets may not belong together, so nothing may run on them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resetting: bool,
 }
 
 /// A store as an identity committed to it.
@@ -243,6 +246,7 @@ mod tests {
             guarded: [("window".to_owned(), window.to_owned())].into(),
             shards: 64,
             stores: [("visits".to_owned(), StoreRecord { id: 1, layout: 'T', codec: 1 })].into(),
+            resetting: false,
         };
         let id = Identity::new("ip-count").unwrap();
         assert_eq!(record("5s").check(&id, &record("5s")), Ok(()));

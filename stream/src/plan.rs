@@ -88,6 +88,12 @@ pub struct StepSpec {
     pub windows: Tumbling,
     /// Its store.
     pub store: StoreId,
+    /// `count` or `fold`.
+    pub aggregate: &'static str,
+    /// The type of its keys, as the compiler names it.
+    pub key_type: &'static str,
+    /// A stored value as JSON; `None` for bytes that are none of its.
+    pub show_value: fn(&[u8]) -> Option<serde_json::Value>,
     pub(crate) factory: StepFactory,
 }
 
@@ -100,6 +106,8 @@ pub struct Plan {
     step: Option<StepSpec>,
     sinks: Vec<SinkSpec>,
     guarantee: Guarantee,
+    malformed: OnMalformed,
+    operators: Vec<String>,
 }
 
 /// What the DSL's handles write into.
@@ -111,6 +119,8 @@ pub(crate) struct Graph {
     pub(crate) step: Option<StepSpec>,
     pub(crate) sinks: Vec<SinkSpec>,
     pub(crate) guarantee: Guarantee,
+    /// Operators in the order in which rows pass them.
+    pub(crate) operators: Vec<String>,
     /// Ends of streams that have no sink yet, by number.
     pub(crate) open: BTreeMap<usize, String>,
     pub(crate) opened: usize,
@@ -183,8 +193,16 @@ impl Plan {
             .head
             .take()
             .ok_or_else(|| PlanError::NoSink { step: format!("source `{}`", source.topic) })?;
-        let (sinks, guarantee) = (std::mem::take(&mut graph.sinks), graph.guarantee);
-        Ok(Self { job: name.to_owned(), source, head, step, sinks, guarantee })
+        Ok(Self {
+            job: name.to_owned(),
+            source,
+            head,
+            step,
+            sinks: std::mem::take(&mut graph.sinks),
+            malformed: graph.malformed.unwrap_or(OnMalformed::Stop),
+            guarantee: graph.guarantee,
+            operators: std::mem::take(&mut graph.operators),
+        })
     }
 
     /// The job's name.
@@ -224,6 +242,21 @@ impl Plan {
         Self { guarantee, ..self }
     }
 
+    /// The operators between source and sinks, in the order in which rows pass them; those from `window` on belong to
+    /// the keyed step.
+    pub fn operators(&self) -> &[String] {
+        &self.operators
+    }
+
+    /// What becomes of records that cannot be read: the number of their sink, or the word for what else happens.
+    pub fn malformed(&self) -> Result<SinkId, &'static str> {
+        match self.malformed {
+            OnMalformed::DeadLetter(sink) => Ok(sink),
+            OnMalformed::Skip => Err("skipped and counted"),
+            OnMalformed::Stop => Err("stop the job"),
+        }
+    }
+
     pub(crate) fn head(&self, env: &TaskEnv) -> Box<dyn crate::chain::Head> {
         (self.head)(env)
     }
@@ -251,7 +284,7 @@ impl Plan {
             let store = StoreRecord { id: step.store.0, layout: 'T', codec: codec::state::VERSION };
             stores.insert(step.name.clone(), store);
         }
-        JobRecord { job: self.job.clone(), guarded, shards, stores }
+        JobRecord { job: self.job.clone(), guarded, shards, stores, resetting: false }
     }
 }
 

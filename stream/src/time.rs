@@ -84,6 +84,16 @@ impl EventTime {
         Self { bound: millis(bound), idle_after: None }
     }
 
+    /// How much older than the newest row of its partition a row may be, in milliseconds.
+    pub fn bound_ms(&self) -> i64 {
+        self.bound
+    }
+
+    /// After how many milliseconds a quiet partition no longer holds event time back, if ever.
+    pub fn idle_after_ms(&self) -> Option<i64> {
+        self.idle_after
+    }
+
     /// A partition that is read to its end and stays empty for this long no longer holds event time back, until it
     /// has data again. Without it a quiet partition holds the whole job.
     pub fn idle_after(self, idle: Duration) -> Self {
@@ -109,6 +119,16 @@ impl Tumbling {
     /// Windows that start this much after the epoch's multiples of their size.
     pub fn offset(self, offset: Duration) -> Self {
         Self { offset: millis(offset), ..self }
+    }
+
+    /// Their length in milliseconds.
+    pub fn size_ms(&self) -> i64 {
+        self.size
+    }
+
+    /// How much after the epoch's multiples of their size they start, in milliseconds.
+    pub fn offset_ms(&self) -> i64 {
+        self.offset
     }
 
     /// End of the window that holds `t`. Saturates at the ends of time, where windows are cut short.

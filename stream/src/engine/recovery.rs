@@ -182,10 +182,13 @@ fn check_record(
         }
     })?;
     let Some(bytes) = committed else { return Ok(false) };
-    let parsed = serde_json::from_slice(&bytes).map_err(|e| StartError::Corrupt {
+    let parsed: JobRecord = serde_json::from_slice(&bytes).map_err(|e| StartError::Corrupt {
         identity: identity.to_string(),
         what: format!("its record in {JOBS_TOPIC} ({e})"),
     })?;
+    if parsed.resetting {
+        return Err(StartError::ResetBegan { identity: identity.to_string() });
+    }
     record.check(identity, &parsed)?;
     Ok(true)
 }

@@ -53,6 +53,8 @@ pub(super) fn store_thread(
             StoreWork::Write(batch) => {
                 monitor.probe().at(Moment::Commit(CommitStep::Write));
                 backend.write(&batch)?;
+                let bytes = backend.bytes();
+                monitor.update(|p| p.state_bytes = bytes);
                 Event::Written { epoch: batch.epoch }
             }
             StoreWork::Flush => {

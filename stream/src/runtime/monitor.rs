@@ -46,6 +46,8 @@ pub struct Progress {
     pub phase: &'static str,
     /// Flushes of the store.
     pub flushes: u64,
+    /// About how many bytes the store holds, in memory and on disk.
+    pub state_bytes: u64,
     /// Changelog records committed, marks included.
     pub changelog_records: u64,
     /// How long tasks were held up by the last commit: from its barrier to the last snapshot.

@@ -78,6 +78,11 @@ pub trait StateBackend: Send + Sync + 'static {
 
     /// Makes every write so far durable.
     fn flush(&self) -> Result<(), StateError>;
+
+    /// About how many bytes it holds, in memory and on disk: for display only.
+    fn bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// One operation of a [`StoreBatch`].
