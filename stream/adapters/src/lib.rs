@@ -18,6 +18,8 @@ mod main_of;
 mod rocks;
 #[cfg(feature = "rocksdb")]
 mod run;
+#[cfg(feature = "rocksdb")]
+mod running;
 mod sender;
 mod transaction;
 mod tries;
@@ -33,3 +35,5 @@ pub use main_of::main;
 pub use rocks::{RocksState, StoreEntry, dump_state};
 #[cfg(feature = "rocksdb")]
 pub use run::{JobRunError, RunOptions, STATE_DIR, identity, run, state_dir, state_root};
+#[cfg(feature = "rocksdb")]
+pub use running::{RunLock, Running, running};

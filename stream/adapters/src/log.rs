@@ -68,7 +68,8 @@ impl Requests {
     }
 }
 
-/// The log of a job.
+/// The log of a job. Clones share the broker.
+#[derive(Clone)]
 pub struct BrokerLog<B> {
     broker: B,
     requests: Requests,

@@ -26,6 +26,8 @@ use tidemill_stream::state::{KeyList, StateBackend, StateError, StoreBatch, Stor
 
 /// How long an open waits for the process that held the directory before this one to be gone.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Memory for blocks of a store that is only looked at.
+const READ_ONLY_CACHE: usize = 8 << 20;
 
 /// The state store of one job.
 pub struct RocksState {
@@ -67,6 +69,22 @@ impl RocksState {
         let mut writes = WriteOptions::default();
         writes.disable_wal(true);
         Ok(Self { db, path: dir.to_owned(), cache, writes })
+    }
+
+    /// Opens the store in `dir` to be read, beside a process that writes it too: what it had flushed by now is seen.
+    /// `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read. Beside a writer that removes files just then, another try may succeed.
+    pub fn read_only(dir: &Path) -> Result<Option<Self>, StateError> {
+        if !dir.join("CURRENT").exists() {
+            return Ok(None);
+        }
+        let cache = Cache::new_lru_cache(READ_ONLY_CACHE);
+        let family = rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
+        let db = DB::open_cf_for_read_only(&Options::default(), dir, [family], false).map_err(store)?;
+        Ok(Some(Self { db, path: dir.to_owned(), cache, writes: WriteOptions::default() }))
     }
 
     /// Bytes of memory in use: blocks, indexes, filters and memtables.
@@ -189,5 +207,9 @@ impl StateBackend for RocksState {
 
     fn flush(&self) -> Result<(), StateError> {
         self.db.flush().map_err(store)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.property("rocksdb.total-sst-files-size") + self.property("rocksdb.cur-size-all-mem-tables")
     }
 }

@@ -7,7 +7,7 @@
 //! Half of the state memory goes to the overlays of the tasks, half to RocksDB.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tidemill_broker::Access;
@@ -20,6 +20,7 @@ use tidemill_stream::runtime::{self, Monitor, RunConfig, RunError, RunReport};
 use tidemill_stream::state::{StateBackend, StateError};
 
 use crate::job::{JobError, JobPlan, JobSpec};
+use crate::running::RunLock;
 use crate::tries::FileBook;
 use crate::{BrokerLog, RocksState};
 
@@ -86,6 +87,24 @@ pub enum JobRunError {
         /// What was asked for.
         given: ByteSize,
     },
+    /// It runs already.
+    #[error("`{identity}` runs already{}: end it first, or run this one under another `--name`", held_by(*pid))]
+    Running {
+        /// Its identity.
+        identity: Identity,
+        /// The process that runs it, where it said so.
+        pid: Option<u32>,
+    },
+    /// The file that says that it runs.
+    #[error("the file that says that `{identity}` runs cannot be made or locked in {}", path.display())]
+    Lock {
+        /// Its identity.
+        identity: Identity,
+        /// The folder of the states of jobs.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Its state directory.
     #[error("the state in {} cannot be opened; another process may be running the job", path.display())]
     State {
@@ -104,7 +123,7 @@ impl JobRunError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Job(_) | Self::Name(_) | Self::Memory { .. } => true,
-            Self::State { .. } | Self::Run(_) => false,
+            Self::Running { .. } | Self::Lock { .. } | Self::State { .. } | Self::Run(_) => false,
         }
     }
 
@@ -124,6 +143,10 @@ impl JobRunError {
         }
         all
     }
+}
+
+fn held_by(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" in process {pid}"))
 }
 
 /// The identity of a run: `--name`, else the job's name.
@@ -171,7 +194,13 @@ pub fn run(
         return Err(JobRunError::Memory { given: options.state_memory });
     }
     let memory = usize::try_from(options.state_memory.0).unwrap_or(usize::MAX);
-    let path = state_root(access.path(), options.state.as_deref()).join(identity.as_str());
+    let root = state_root(access.path(), options.state.as_deref());
+    let path = root.join(identity.as_str());
+    let lock = match RunLock::take(&root, &identity) {
+        Ok(Ok(lock)) => lock,
+        Ok(Err(by)) => return Err(JobRunError::Running { identity, pid: by.map(|by| by.pid) }),
+        Err(source) => return Err(JobRunError::Lock { identity, path: root, source }),
+    };
     let backend: Arc<dyn StateBackend> = match plan.step() {
         Some(_) => {
             let opened = RocksState::open(&path, memory / 2);
@@ -191,5 +220,18 @@ pub fn run(
         poison: PoisonPolicy { tries: options.poison_tries, book: Arc::new(FileBook::new(&path)) },
     };
     let log = BrokerLog::new(access.clone(), runtime.clone());
-    Ok(runtime::run(&plan, &config, &log, &backend, monitor)?)
+    std::thread::scope(|scope| {
+        // Dropped with the run, however it ends: then the other end returns.
+        let (_running, ended) = mpsc::channel();
+        let (name, lock) = ("run-status".to_owned(), &lock);
+        let idle_after_ms = plan.source().event_time.and_then(|time| time.idle_after_ms());
+        // Without it the run is only not seen from outside.
+        let told = std::thread::Builder::new()
+            .name(name)
+            .spawn_scoped(scope, move || lock.tell(monitor, idle_after_ms, &ended));
+        if let Err(error) = told {
+            tracing::debug!(%error, "no thread to tell what the run is at");
+        }
+        Ok(runtime::run(&plan, &config, &log, &backend, monitor)?)
+    })
 }
