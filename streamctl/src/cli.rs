@@ -10,7 +10,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use tidemill::Guarantee;
 
+use crate::completions::Completions;
+use crate::du::Du;
+use crate::explain::ExplainCommand;
+use crate::log_dump::LogCommand;
 use crate::new::New;
+use crate::state::StateCommand;
 
 /// The default of `--data`.
 pub const DEFAULT_DATA: &str = "./tidemill-data";
@@ -30,7 +35,13 @@ Examples:
   streamctl gen access-log --lines 100000 --seed 1 --file access.log
   streamctl produce access-log --create --key-regex '^([^ ]+)' --file access.log
   streamctl run ip-count --until-end
-  streamctl consume ip-counts --until-end --max 5"
+  streamctl consume ip-counts --until-end --max 5
+
+Exit codes:
+  0  done; also after Ctrl-C or SIGTERM, once what was begun is committed, and where the reader of the output went away
+  1  failed: standard error says what, and what to do about it
+  2  wrong usage: an unknown command, option, job or argument, or a value that cannot be read; nothing was changed
+  130, 143  ended at once by a second Ctrl-C or SIGTERM"
 )]
 pub struct Cli {
     /// The data directory. [env: TIDEMILL_DATA] [default: ./tidemill-data]
@@ -136,6 +147,49 @@ Example:
         #[arg(value_name = "CRATE")]
         dir: String,
     },
+    /// Look into the committed state of a job.
+    ///
+    /// It is folded from the job's changelog, so it works while the job runs, and shows the state of its last commit.
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  streamctl state list ip-count"
+    )]
+    State(StateCommand),
+    /// Explain what a job is made of, and why its windows have not fired.
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  streamctl explain why-not-fired ip-count"
+    )]
+    Explain(ExplainCommand),
+    /// Show how many bytes topics, journal, checkpoints and state take.
+    ///
+    /// Of each: the bytes in its files, and the blocks they take on the disk, which is more where space was reserved
+    /// ahead. Works beside running commands.
+    #[command(after_help = "\
+Examples:
+  streamctl du
+  streamctl du --partitions
+  streamctl du --format json")]
+    Du(Du),
+    /// Look into the files of a data directory.
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  streamctl log dump tidemill-data/checkpoint.a"
+    )]
+    Log(LogCommand),
+    /// Print a script that completes commands and options in a shell.
+    #[command(after_help = "\
+Examples:
+  streamctl completions bash > ~/.local/share/bash-completion/completions/streamctl
+  streamctl completions zsh > ~/.zfunc/_streamctl
+  streamctl completions fish > ~/.config/fish/completions/streamctl.fish")]
+    Completions(Completions),
 }
 
 impl Command {
@@ -144,6 +198,8 @@ impl Command {
         match self {
             Command::Run(run) => Some(&mut run.job),
             Command::Job(JobCommand::Describe { job, .. }) => Some(job),
+            Command::State(command) => Some(&mut command.job_mut().job),
+            Command::Explain(command) => Some(&mut command.job_mut().job),
             Command::Topic(_)
             | Command::Produce(_)
             | Command::Consume(_)
@@ -151,7 +207,10 @@ impl Command {
             | Command::Job(JobCommand::List)
             | Command::Serve(_)
             | Command::New(_)
-            | Command::Build { .. } => None,
+            | Command::Build { .. }
+            | Command::Du(_)
+            | Command::Log(_)
+            | Command::Completions(_) => None,
         }
     }
 }
@@ -282,6 +341,15 @@ pub enum Format {
     Json,
 }
 
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 /// `streamctl gen ...`
 #[derive(Debug, Subcommand)]
 pub enum GenCommand {
@@ -322,7 +390,9 @@ pub struct GenAccessLog {
 /// `streamctl job ...`
 #[derive(Debug, Subcommand)]
 pub enum JobCommand {
-    /// List the jobs of this program.
+    /// List the jobs of this program and, where there is a data directory, the names that committed in it.
+    ///
+    /// Of each name: its job, how many records of its input it has not read, and whether it runs on this machine.
     #[command(after_help = "\
 Example:
   streamctl job list")]
@@ -482,6 +552,7 @@ mod tests {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             for line in help.lines().filter(|line| line.trim_start().contains("streamctl ")) {
                 for part in line.split(" | ").filter(|part| part.trim().starts_with("streamctl ")) {
+                    let part = part.split(" > ").next().unwrap_or_default();
                     let words = part.split_whitespace().collect::<Vec<_>>().join(" ");
                     let words = words.replace("'^([^ ]+)'", "^([^\u{a0}]+)");
                     let parsed = Cli::try_parse_from(words.split(' '));

@@ -20,22 +20,30 @@
 
 mod chaos;
 mod cli;
+mod completions;
 mod consume;
 mod data;
+mod du;
 mod exit;
+mod explain;
 mod generate;
+mod identity;
 mod job;
 mod jobs;
+mod live;
+mod log_dump;
 mod new;
 mod print;
 mod produce;
 mod run;
 mod serve;
+mod state;
 mod stdout;
 mod stop;
 mod target;
 mod toolkit;
 mod topic;
+mod units;
 mod user_crate;
 
 use std::fmt;
@@ -56,7 +64,7 @@ pub fn main(jobs: &[JobSpec]) -> ! {
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("TIDEMILL_LOG").unwrap_or_else(|_| "warn".into()),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(|| live::Stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     // Threads that still wait for standard input must not keep a finished command alive.
@@ -71,6 +79,8 @@ fn execute(mut cli: Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::New(args) => return new::run(args),
         Command::Build { dir } => return user_crate::build_and_tell(dir),
+        Command::Completions(args) => return completions::run(args),
+        Command::Log(command) => return log_dump::run(command),
         _ => {}
     }
     if let Command::Gen(GenCommand::AccessLog(args)) = &cli.command {
@@ -82,18 +92,25 @@ fn execute(mut cli: Cli) -> anyhow::Result<()> {
         let stop = Stop::install()?;
         let target = Target::new(cli.data.as_deref(), cli.broker.as_deref())?;
         match &cli.command {
-            Command::Gen(_) | Command::New(_) | Command::Build { .. } => Ok(()),
+            Command::Gen(_)
+            | Command::New(_)
+            | Command::Build { .. }
+            | Command::Completions(_)
+            | Command::Log(_) => Ok(()),
             Command::Topic(command) => topic::run(&target, command).await,
             Command::Produce(args) => produce::run(&target, args, &stop).await,
             Command::Consume(args) => consume::run(&target, args, &stop).await,
+            Command::Du(args) => du::run(target.directory("du")?, args).await,
+            Command::Explain(command) => explain::run(&target, command).await,
             Command::Job(command) => job::run(&target, command).await,
             Command::Serve(args) => serve::run(target.directory("serve")?, args, &stop).await,
             Command::Run(args) => run::run(&target, args, &stop).await,
+            Command::State(command) => state::run(&target, command.clone()).await,
         }
     })
 }
 
 /// Says something to the user on stderr. A terminal that is gone is no reason to fail.
 pub(crate) fn note(text: fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = live::around(|| writeln!(std::io::stderr().lock(), "{text}"));
 }

@@ -15,6 +15,7 @@ use tidemill::runtime::{Monitor, Progress, RunError, RunReport};
 use crate::data::{self, Intent};
 use crate::exit::Usage;
 use crate::jobs;
+use crate::live;
 use crate::stop::Stop;
 use crate::target::Target;
 use crate::{chaos, cli};
@@ -27,7 +28,8 @@ pub async fn run(target: &Target, args: &cli::Run, stop: &Stop) -> Result<()> {
     let job = jobs::find(&args.job)?;
     let sets: Vec<String> = args.set.iter().map(|set| format!("{}={}", set.key, set.value)).collect();
     // Wrong arguments are told before anything is opened.
-    job.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
+    let built = job.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
+    let input = built.plan.source().topic.clone();
     let options = RunOptions {
         name: args.name.clone(),
         mode: if args.until_end { Mode::UntilEnd } else { Mode::Unbounded },
@@ -44,7 +46,7 @@ pub async fn run(target: &Target, args: &cli::Run, stop: &Stop) -> Result<()> {
         chaos::tell_phases();
     }
     let access = data::open(target, Intent::Use).await?;
-    let result = process(&job, &access, options, args, stop).await;
+    let result = process(&job, &access, options, args, &input, stop).await;
     data::close(access, result).await
 }
 
@@ -53,9 +55,15 @@ async fn process(
     access: &tidemill_broker::Access,
     options: RunOptions,
     args: &cli::Run,
+    input: &str,
     stop: &Stop,
 ) -> Result<()> {
     let monitor = Monitor::with_probe(chaos::run_probe());
+    let view = (live::is_wanted() && !args.status_lines).then(|| {
+        let (ends, following) = live::follow(access.clone(), input.to_owned());
+        let (monitor, name) = (monitor.clone(), args.name.clone().unwrap_or_else(|| job.name.to_owned()));
+        (following, std::thread::spawn(move || live::show(&monitor, &name, &ends)))
+    });
     let watcher = {
         let (monitor, lines, name) = (monitor.clone(), args.status_lines, args.name.clone());
         let name = name.unwrap_or_else(|| job.name.to_owned());
@@ -77,6 +85,10 @@ async fn process(
     };
     monitor.stop_at_once();
     let watched = watcher.join().unwrap_or_else(|_| Err(anyhow!("the thread that watches the run panicked")));
+    if let Some((following, showing)) = view {
+        following.abort();
+        showing.join().map_err(|_| anyhow!("the thread that shows the run panicked"))?;
+    }
     let report = ended.context("the thread of the run panicked")?.map_err(explain)?;
     watched?;
     report_end(job, args, &report)

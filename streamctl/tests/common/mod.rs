@@ -204,6 +204,23 @@ impl Process {
         }
     }
 
+    /// Waits for a line on either stream that contains `part`.
+    #[track_caller]
+    pub fn says_anywhere(&mut self, part: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if self.stdout.has(part) || self.stderr.has(part) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "it never said {part:?}, but {:#?} and on stderr {:#?}",
+                self.stdout.seen,
+                self.stderr.seen
+            );
+        }
+    }
+
     /// Waits for a line on stdout that contains `part`.
     #[track_caller]
     pub fn prints(&mut self, part: &str) -> String {
@@ -295,6 +312,14 @@ impl Lines {
                 Err(_) => return Err(std::mem::take(&mut self.seen)),
             }
         }
+    }
+
+    /// Whether a line so far contains `part`; waits a moment for the next one.
+    fn has(&mut self, part: &str) -> bool {
+        if let Ok(line) = self.coming.recv_timeout(Duration::from_millis(20)) {
+            self.seen.push(line);
+        }
+        self.seen.iter().any(|line| line.contains(part))
     }
 
     /// All lines, until the other end closes.

@@ -1,0 +1,109 @@
+//! The job a command looks at from outside: its identity, what it committed to, and how its state reads.
+
+use anyhow::{Result, anyhow};
+use tidemill::adapters::BrokerLog;
+use tidemill::adapters::broker::{Access, Broker, FetchOffsets, GroupOffset, Stable};
+use tidemill::names::{Identity, JobRecord};
+use tidemill::stream::Plan;
+use tidemill::stream::inspect::{self, InspectError, StateText};
+
+use crate::data;
+use crate::exit::Usage;
+use crate::jobs;
+
+/// A job that has committed.
+pub struct Known {
+    /// Consumer group, transactional id and prefix of its changelogs.
+    pub identity: Identity,
+    /// What it committed to.
+    pub record: JobRecord,
+    /// Its plan, where this program has the job's code.
+    pub plan: Option<Plan>,
+}
+
+/// The identity that a job name and `--name` come to.
+pub fn identity(job: &str, name: Option<&str>) -> Result<Identity> {
+    Identity::new(name.unwrap_or(job)).map_err(|error| Usage::error(error.to_string()))
+}
+
+/// What the identity committed to; an error that names those there are.
+pub async fn find(access: &Access, job: &str, name: Option<&str>) -> Result<Known> {
+    let identity = identity(job, name)?;
+    let mut jobs = committed(&log(access)).await?;
+    let Some(record) = jobs.remove(identity.as_str()) else {
+        let known: Vec<_> = jobs.into_keys().collect();
+        let known = match known.as_slice() {
+            [] => "; no job has".to_owned(),
+            known => format!("; these have: {}", known.join(", ")),
+        };
+        return Err(anyhow!("{identity} has committed nothing in {}{known}", access.target()));
+    };
+    Ok(Known { plan: plan(&record), identity, record })
+}
+
+/// What every identity committed to.
+pub async fn committed(log: &BrokerLog<Access>) -> Result<std::collections::BTreeMap<String, JobRecord>> {
+    blocking(log, |log| inspect::jobs(log)).await.map_err(explain)
+}
+
+/// The plan of a job with the arguments it committed to, where this program has it.
+fn plan(record: &JobRecord) -> Option<Plan> {
+    let job = jobs::find(&record.job).ok()?;
+    let sets: Vec<String> = job
+        .args
+        .iter()
+        .filter(|arg| arg.guarded)
+        .filter_map(|arg| Some(format!("{}={}", arg.name, record.guarded.get(arg.name)?)))
+        .collect();
+    job.build(&sets).ok().map(|built| built.plan)
+}
+
+impl Known {
+    /// How long its windows are, in milliseconds.
+    pub fn window_ms(&self) -> Option<i64> {
+        match self.plan.as_ref().and_then(Plan::step) {
+            Some(step) => Some(step.windows.size_ms()),
+            None => self.duration_ms("window"),
+        }
+    }
+
+    /// A guarded argument that is a duration, in milliseconds.
+    pub fn duration_ms(&self, argument: &str) -> Option<i64> {
+        let duration = humantime::parse_duration(self.record.guarded.get(argument)?).ok()?;
+        i64::try_from(duration.as_millis()).ok()
+    }
+
+    /// How keys and values of a store read.
+    pub fn text(&self, store: &str) -> StateText {
+        let step = self.plan.as_ref().and_then(Plan::step).filter(|step| step.name == store);
+        step.map_or_else(StateText::default, StateText::of)
+    }
+}
+
+/// The offsets an identity committed, as they are now.
+pub async fn offsets(access: &Access, identity: &Identity) -> Result<Vec<GroupOffset>> {
+    let request = FetchOffsets { group: identity.to_string(), stable: Stable::Released };
+    Ok(access.fetch_offsets(request).await.map_err(data::explain)?.offsets)
+}
+
+/// The log as the engine sees it.
+pub fn log(access: &Access) -> BrokerLog<Access> {
+    BrokerLog::new(access.clone(), tokio::runtime::Handle::current())
+}
+
+/// Calls the log from a thread that may block.
+pub async fn blocking<T: Send + 'static, E: Send + 'static>(
+    log: &BrokerLog<Access>,
+    call: impl FnOnce(&BrokerLog<Access>) -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    let log = log.clone();
+    match tokio::task::spawn_blocking(move || call(&log)).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// What a user reads.
+pub fn explain(error: InspectError) -> anyhow::Error {
+    anyhow::Error::new(error)
+}
