@@ -211,14 +211,14 @@ fn mask_numbers(line: &str) -> String {
         let digits = from.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ',')).unwrap_or(from.len());
         let (number, after) = from.split_at(digits);
         out.push_str(before);
-        let whole = |unit: &&str| {
+        let whole = |unit: &str| {
             after
-                .strip_prefix(*unit)
+                .strip_prefix(unit)
                 .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
         };
         // `10s` in an argument or a window's length is no measurement: those have no point and no space.
         let measured =
-            MEASURED.iter().any(|unit| whole(&unit) && (unit.starts_with(' ') || number.contains('.')));
+            MEASURED.iter().any(|unit| whole(unit) && (unit.starts_with(' ') || number.contains('.')));
         out.push_str(if measured || before.ends_with("pid ") { "#" } else { number });
         rest = after;
     }
