@@ -66,6 +66,45 @@ fn ip_count_of_an_access_log() {
 }
 
 #[test]
+fn exactly_once_undisturbed() {
+    transcript(
+        "ip-count-exactly-once",
+        env!("CARGO_BIN_EXE_ip-count-exactly-once"),
+        &["--kills", "0"],
+        "transcript-undisturbed.txt",
+        // Whichever of the two processes came first ended first, or did not.
+        &[(r"(?m)^process \d+, which owned .*\n", ""), (r"(?m)^the connection to process .*\n", "")],
+    );
+}
+
+#[test]
+fn exactly_once_under_kills() {
+    let masks: Masks = &[
+        // How many windows there were by then, and what was open, is chance; that nothing is above or below is not.
+        (r"(?m)^(exactly-once) +\d+ +(\d+) +(\d+) +0 +0$", "$1 KILLS N N 0 0"),
+        (r"(?m)^(at-least-once) +\d+ +\d+ +\d+ +[1-9]\d* +0$", "$1 KILLS N N SOME 0"),
+        (r"(?m)^(at-most-once) +\d+ +\d+ +\d+ +0 +[1-9]\d*$", "$1 KILLS N N 0 SOME"),
+        (r"(?m)^  kill .*\n", ""),
+        (r"(?m)^process \d+, which owned .*\n", ""),
+        (r"(?m)^the connection to process .*\n", ""),
+        (r"2024-05-17_\d\d:\d\d:\d\d 192\.168\.1\.\d", "MOMENT ADDRESS"),
+        (r"add up to \d+", "add up to N"),
+        (r"\d+ rows", "N rows"),
+        (r"where \d+ are", "where N are"),
+        (r#"" \d+ times"#, "\" N times"),
+        (r"a reader of uncommitted data sees .*", "UNCOMMITTED"),
+        (r"committed or not, a reader .*", "UNCOMMITTED"),
+    ];
+    transcript(
+        "ip-count-exactly-once",
+        env!("CARGO_BIN_EXE_ip-count-exactly-once"),
+        &["--kills", "4"],
+        "transcript.txt",
+        masks,
+    );
+}
+
+#[test]
 fn life_of_a_message() {
     // Fields marked with * differ from run to run.
     let masks: Masks = &[
@@ -93,6 +132,7 @@ fn the_sources_that_the_story_names_exist() {
 fn wrong_usage_is_told() {
     for (program, args) in [
         (env!("CARGO_BIN_EXE_ip-count"), ["--speed", "0"]),
+        (env!("CARGO_BIN_EXE_ip-count-exactly-once"), ["--guarantee", "twice"]),
         (env!("CARGO_BIN_EXE_life-of-a-message"), ["--what", "ever"]),
     ] {
         let output = run(program, &args);
