@@ -98,6 +98,7 @@ fn a_crate_that_cannot_be_run_says_why() {
     let path = |name: &str| world.path(name).to_str().expect("UTF-8").to_owned();
     world.fails(&["run", &path("gone")], 2, &["is no crate", "streamctl new NAME"]);
     world.fails(&["job", "describe", "./gone"], 2, &["./gone is no crate"]);
+    world.fails(&["build", &path("gone")], 2, &["is no crate"]);
     // One that does not depend on a checkout.
     fs::create_dir_all(world.path("other/src")).expect("made");
     fs::write(world.path("other/Cargo.toml"), "[package]\nname = \"other\"\n[workspace]\n").expect("written");
