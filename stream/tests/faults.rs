@@ -1,38 +1,80 @@
-//! Each broken rule is noticed by some seed of the random jobs: `cargo test --features faults --test faults`.
+//! Each broken rule is noticed, and by which test at the least cost: `cargo test --features faults --test faults`.
+//!
+//! A case of `script/cases` is cheaper than a seed of the random jobs, because it says what it shows; of the cases the one
+//! with the fewest commands comes first, of the seeds the lowest. Whatever notices a fault first in this order is its
+//! cheapest test. The table is `docs/engine-faults.md`; `TIDEMILL_GOLDEN=write` writes it.
 #![cfg(feature = "faults")]
 #![allow(clippy::print_stdout, reason = "the table of what noticed what")]
 
+mod script;
+
+use std::fmt::Write as _;
+use std::panic::catch_unwind;
+
+use script::{Case, cases};
 use tidemill_stream::fault::{self, Fault};
 use tidemill_stream::testing::random::simulate;
 
 /// Seeds tried before a break counts as unnoticed.
 const SEEDS: u64 = 20_000;
 
+const HEAD: &str = "\
+# What notices a broken rule of the engine
+
+One rule is broken at a time (cargo feature `faults`, one build, the rule chosen at run time), and the tests are run until
+one fails. Below, for each rule, the cheapest test that does: a case of `stream/tests/script/cases`, or a seed of the random
+jobs (`stream/tests/random_jobs.rs`). `stream/tests/faults.rs` makes this table and holds the code against it; the log's
+bank is `log/src/fault.rs`.
+
+| broken rule | what is done wrong | cheapest test that notices |
+|---|---|---|
+";
+
+fn notices_case(case: &Case) -> bool {
+    let ran = catch_unwind(|| case.record(case.driver(case.tasks).expect("the plan of a case")));
+    !matches!(ran, Ok(Ok(ran)) if ran.text == case.text)
+}
+
+fn notices_seed(seed: u64) -> bool {
+    catch_unwind(|| simulate(seed)).map_or(true, |ran| ran.is_err())
+}
+
+fn cheapest(cases: &[Case]) -> Option<String> {
+    if let Some(case) = cases.iter().find(|case| notices_case(case)) {
+        return Some(format!("case `{}`", case.name));
+    }
+    (0..SEEDS).find(|seed| notices_seed(*seed)).map(|seed| format!("random job {seed}"))
+}
+
 #[test]
 fn each_broken_rule_is_noticed() {
-    let all = std::env::var("TIDEMILL_FAULT_SEEDS").ok().map(|n| n.parse::<u64>().expect("a number"));
-    let mut unnoticed = Vec::new();
-    for broken in Fault::ALL {
+    let mut cases: Vec<_> = cases().into_iter().filter(|case| !case.text.contains("> hour")).collect();
+    cases.sort_by_key(|case| {
+        (case.text.lines().filter(|line| line.starts_with('>')).count(), case.name.clone())
+    });
+    // What fails with every rule kept notices nothing.
+    assert!(cases.iter().all(|case| !notices_case(case)));
+    let quiet = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let (mut table, mut unnoticed) = (HEAD.to_owned(), Vec::new());
+    for broken in Fault::ALL.iter().copied() {
         fault::set(Some(broken));
-        let fails = |seed: &u64| std::panic::catch_unwind(|| simulate(*seed)).map_or(true, |r| r.is_err());
-        let quiet = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
-        let (first, count) = match all {
-            Some(n) => {
-                let failed: Vec<_> = (0..n).filter(fails).collect();
-                (failed.first().copied(), failed.len())
-            }
-            None => {
-                let first = (0..SEEDS).find(fails);
-                (first, usize::from(first.is_some()))
-            }
-        };
-        std::panic::set_hook(quiet);
+        let by = cheapest(&cases);
         fault::set(None);
-        match first {
-            Some(seed) => println!("{:22} noticed by seed {seed} ({count})", format!("{broken:?}")),
+        match by {
+            Some(by) => {
+                writeln!(table, "| `{}` | {} | {by} |", broken.name(), broken.rule()).expect("a string")
+            }
             None => unnoticed.push(broken),
         }
     }
-    assert!(unnoticed.is_empty(), "not noticed by any of {SEEDS} seeds: {unnoticed:?}");
+    std::panic::set_hook(quiet);
+    println!("{table}");
+    assert!(unnoticed.is_empty(), "not noticed by any case or any of {SEEDS} seeds: {unnoticed:?}");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/engine-faults.md");
+    if std::env::var("TIDEMILL_GOLDEN").is_ok_and(|v| v == "write") {
+        std::fs::write(path, &table).expect("the docs can be written");
+    }
+    let want = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(table == want, "the table changed (TIDEMILL_GOLDEN=write writes {path})");
 }
