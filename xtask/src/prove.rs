@@ -12,6 +12,7 @@ use clap::Args;
 use crate::chaos::{self, Bank, Guarantee, Layouts};
 use crate::demo::Demo;
 use crate::full_disk;
+use crate::page::Pages;
 use crate::power::{FileSystem, Outcome, Power};
 
 /// Crates with a bank of seeded faults: rules that a test breaks to see that it notices. Their sweeps are whole here
@@ -125,6 +126,10 @@ impl Prove {
         for weaker in [Guarantee::AtLeastOnce, Guarantee::AtMostOnce] {
             table.bank("control: a weaker guarantee under kills", || self.weaker(weaker))?;
         }
+        table.bank("pages that are run", || {
+            let pages = vec![PathBuf::from("docs/first-job.md")];
+            Pages { streamctl: self.streamctl.clone(), write: false, pages }.run()
+        })?;
         table.bank("the demo", || {
             Demo::with_defaults(self.streamctl.clone()).run()?;
             Ok("two kills, every window exact".into())
