@@ -59,9 +59,6 @@ fn anchors(prose: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Files that a long run makes; a clone may be without them.
-const MADE_BY_RUNS: [&str; 1] = ["reliability/ledger.csv"];
-
 #[test]
 fn links_lead_to_files_and_headings_that_are_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -76,9 +73,6 @@ fn links_lead_to_files_and_headings_that_are_there() {
             let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
             let to = if path.is_empty() { file.clone() } else { file.with_file_name("").join(path) };
             let shown = file.strip_prefix(root).unwrap_or(file).display();
-            if MADE_BY_RUNS.iter().any(|made| to.ends_with(made)) {
-                continue;
-            }
             if !to.exists() {
                 broken.push(format!("{shown}: {link}"));
             } else if !anchor.is_empty() {
