@@ -95,7 +95,7 @@ pub enum DirectoryError {
 ///
 /// let read = data.read("greetings", Isolation::ReadCommitted)?;
 /// assert_eq!(read.iter().map(|record| record.text()).collect::<Vec<_>>(), ["hello", "你好"]);
-/// # drop((producer, data));
+/// # drop((first, producer, data));
 /// # std::fs::remove_dir_all(dir)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
