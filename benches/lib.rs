@@ -38,10 +38,6 @@ impl Cost {
         // The second field is the name in parentheses, which may hold anything.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-        let labelled = |text: &str, label: &str| {
-            let line = text.lines().find_map(|l| l.strip_prefix(label));
-            line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0)
-        };
         let (status, io) = (read("status")?, read("io")?);
         Ok(Self {
             cpu_s: (ticks(11) + ticks(12)) / TICKS_A_SECOND,
@@ -94,6 +90,69 @@ pub fn scratch() -> Result<tempfile::TempDir> {
     };
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     Ok(tempfile::TempDir::with_prefix_in("run-", dir)?)
+}
+
+/// Megabytes of the files in a directory and those below it.
+///
+/// # Errors
+///
+/// If one cannot be looked at.
+pub fn directory_mb(dir: &Path) -> Result<f64> {
+    let mut bytes = 0;
+    each_file(dir, &mut |path| {
+        bytes += std::fs::metadata(path)?.len();
+        Ok(())
+    })?;
+    Ok(bytes as f64 / 1e6)
+}
+
+/// Drops the files of a directory from the page cache, so that they are read from the disk again. They are synced
+/// first: what is dirty cannot be dropped.
+///
+/// # Errors
+///
+/// If one cannot be opened or synced.
+pub fn evict(dir: &Path) -> Result<()> {
+    each_file(dir, &mut |path| {
+        // Sockets are no files.
+        if path.metadata()?.is_file() {
+            let file = std::fs::File::open(path)?;
+            file.sync_all()?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        }
+        Ok(())
+    })
+}
+
+fn each_file(dir: &Path, each: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let (path, kind) = {
+            let entry = entry?;
+            (entry.path(), entry.file_type()?)
+        };
+        if kind.is_dir() {
+            each_file(&path, each)?;
+        } else {
+            each(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Megabytes that this process has read from the disk itself, page cache left out.
+///
+/// # Errors
+///
+/// Where there is no `/proc`.
+pub fn read_mb() -> Result<f64> {
+    let io = std::fs::read_to_string("/proc/self/io").context("/proc/self/io")?;
+    Ok(labelled(&io, "read_bytes:") / 1e6)
+}
+
+/// The number behind a label at the beginning of a line.
+fn labelled(text: &str, label: &str) -> f64 {
+    let line = text.lines().find_map(|l| l.strip_prefix(label));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0)
 }
 
 /// `target/release`, where this program's `deps` are.
