@@ -179,7 +179,7 @@ impl Decision {
     /// Makes what was decided so: after this a crash finds the same State again.
     pub(crate) fn carry_out(&self, fs: &dyn Fs, probe: &Probe) -> Result<[SlotHead; 2], OpenError> {
         self.sync_what_was_read(fs)?;
-        self.redo().map_err(io_error("rewriting segments from the journal"))?;
+        self.redo(fs).map_err(io_error("rewriting segments from the journal"))?;
         probe.at(Moment::Redone);
         let slots = self.write_slots(fs, probe)?;
         probe.at(Moment::BothSlots);
@@ -207,7 +207,7 @@ impl Decision {
     }
 
     /// Writes the batches of the replayed entries where State placed them, and cuts what a crash left behind them.
-    fn redo(&self) -> io::Result<()> {
+    fn redo(&self, fs: &dyn Fs) -> io::Result<()> {
         let named: BTreeSet<SegmentId> = self.state.segments().map(|(id, _)| id).collect();
         let mut effects = self.effects.iter();
         for lsn in &self.rounds {
@@ -228,11 +228,13 @@ impl Decision {
                 self.segments.cut(SegmentId { tp, base: s.base, revision: s.revision }, s)?;
             }
         }
-        for key in self.segments.files.dirty() {
+        // A job's changelogs alone are some two hundred files: one by one they would take most of the open.
+        let dirty = self.segments.files.dirty();
+        for keys in dirty.chunks(fs.syncs_at_once().max(1)) {
             if fault::active("sync:open-segments") {
-                self.segments.files.forget(key);
+                keys.iter().for_each(|key| self.segments.files.forget(*key));
             } else {
-                self.segments.files.sync(key)?;
+                self.segments.files.sync_all(keys)?;
             }
         }
         // A file that the redo found there may have a name that was never synced.
