@@ -32,8 +32,46 @@ impl Timestamp {
     }
 }
 
+impl Timestamp {
+    /// RFC 3339 of the years 0 to 9999. Results of windows carry two of them, and a general formatter took as long for
+    /// one as a row takes from log to state.
+    fn text(self) -> Option<[u8; 24]> {
+        const DAY: i64 = 86_400_000;
+        let (day, millis) = (self.0.div_euclid(DAY), self.0.rem_euclid(DAY));
+        // Days of the proleptic Gregorian calendar (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms"):
+        // years begin in March, so that the leap day comes last. Day 0 is 0000-03-01.
+        let day = day.checked_add(719_468).filter(|day| (-60..3_652_365).contains(day))?;
+        let (era, day_of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+        let year_of_era =
+            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day_of_month = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        let mut put = |at: std::ops::Range<usize>, mut n: i64| {
+            for digit in text[at].iter_mut().rev() {
+                *digit = b'0' + (n % 10) as u8;
+                n /= 10;
+            }
+        };
+        put(0..4, year);
+        put(5..7, month);
+        put(8..10, day_of_month);
+        put(11..13, millis / 3_600_000);
+        put(14..16, millis / 60_000 % 60);
+        put(17..19, millis / 1_000 % 60);
+        put(20..23, millis % 1_000);
+        Some(text)
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(text) = self.text() {
+            return f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?);
+        }
         // A moment beyond the years that RFC 3339 can name still has to print as something.
         match jiff::Timestamp::from_millisecond(self.0) {
             Ok(at) => write!(f, "{at:.3}"),
@@ -44,7 +82,10 @@ impl fmt::Display for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        match self.text().as_ref().map(|text| std::str::from_utf8(text)) {
+            Some(Ok(text)) => serializer.serialize_str(text),
+            _ => serializer.collect_str(self),
+        }
     }
 }
 
@@ -159,6 +200,9 @@ pub struct Window<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{RngExt as _, SeedableRng as _};
+
     use super::*;
 
     #[test]
@@ -169,6 +213,28 @@ mod tests {
         assert_eq!([w.end_of(1), w.end_of(2), w.start_of(w.end_of(2))], [2, 7, 2]);
         assert_eq!(w.end_of(i64::MAX), END - 1);
         assert!(w.end_of(i64::MIN) > i64::MIN);
+    }
+
+    #[test]
+    fn timestamps_print_as_a_calendar_library_does() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap().as_millisecond();
+        let (first, last) = (at("0000-01-01T00:00:00Z"), at("9999-12-30T22:00:00Z"));
+        let edges =
+            [first, first - 1, last, 0, -1, at("2000-02-29T23:59:59.999Z"), at("1900-03-01T00:00:00Z")];
+        // Every day of a cycle of the calendar, at a random time of it.
+        let days = (0..146_097).map(|day| first + day * 86_400_000 + rng.random_range(0..86_400_000));
+        for millis in days.chain(edges).collect::<Vec<_>>() {
+            let expected = format!("{:.3}", jiff::Timestamp::from_millisecond(millis).unwrap());
+            assert_eq!(Timestamp(millis).to_string(), expected, "{millis}");
+            assert_eq!(serde_json::to_string(&Timestamp(millis)).unwrap(), format!("\"{expected}\""));
+        }
+        for _ in 0..200_000 {
+            let millis = rng.random_range(first..last);
+            let expected = format!("{:.3}", jiff::Timestamp::from_millisecond(millis).unwrap());
+            assert_eq!(Timestamp(millis).to_string(), expected, "{millis}");
+        }
+        assert!(Timestamp(first).text().is_some() && Timestamp(first - 1).text().is_none());
     }
 
     #[test]
