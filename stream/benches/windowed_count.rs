@@ -75,7 +75,7 @@ fn batches(rows: usize) -> Vec<Vec<RecordBatch>> {
             let bytes = Bytes::from(texts[i % 2].concat());
             let (mut batch, mut from) = (RecordBatch::over(bytes.clone()), 0);
             for text in texts[i % 2].drain(..) {
-                batch.push(offsets[i % 2], 0, None, Some(&bytes[from..from + text.len()]), Vec::new());
+                batch.push(offsets[i % 2], 0, None, Some(&bytes[from..from + text.len()]));
                 from += text.len();
                 offsets[i % 2] += 1;
             }

@@ -62,19 +62,16 @@ impl RecordBatch {
     ///
     /// If they are not.
     #[inline]
-    pub fn push(
-        &mut self,
-        offset: i64,
-        timestamp: i64,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        headers: Vec<Header>,
-    ) {
+    pub fn push(&mut self, offset: i64, timestamp: i64, key: Option<&[u8]>, value: Option<&[u8]>) {
         let row = Row { offset, timestamp, key: self.span(key), value: self.span(value) };
-        if !headers.is_empty() {
-            self.headers.push((self.rows.len() as u32, headers));
-        }
         self.rows.push(row);
+    }
+
+    /// Gives headers to the record that was added last.
+    pub fn set_headers(&mut self, headers: Vec<Header>) {
+        if let Some(last) = self.rows.len().checked_sub(1).filter(|_| !headers.is_empty()) {
+            self.headers.push((last as u32, headers));
+        }
     }
 
     #[inline]
@@ -306,8 +303,8 @@ mod tests {
     fn slices_of_the_buffer_become_ranges() {
         let bytes = Bytes::from_static(b"keyvalue");
         let mut batch = RecordBatch::over(bytes.clone());
-        batch.push(0, 1, Some(&bytes[..3]), Some(&bytes[3..]), Vec::new());
-        batch.push(1, 1, None, Some(&bytes[8..]), Vec::new());
+        batch.push(0, 1, Some(&bytes[..3]), Some(&bytes[3..]));
+        batch.push(1, 1, None, Some(&bytes[8..]));
         assert_eq!(batch.record(0).value(), Some(&b"value"[..]));
         assert_eq!(batch.record(1).value(), Some(&b""[..]));
     }

@@ -62,7 +62,7 @@ fn a_warm_chain_allocates_at_most_once_per_hundred_rows() {
         let mut batch = RecordBatch::over(all.clone());
         for i in 0..ROWS {
             let at = (round * ROWS + i) as i64;
-            batch.push(at, at / 10, None, Some(&all[i * 4..i * 4 + 4]), Vec::new());
+            batch.push(at, at / 10, None, Some(&all[i * 4..i * 4 + 4]));
         }
         let next = Position { leader_epoch: 0, offset: ((round + 1) * ROWS) as i64 };
         Fetched { partition: 0, batches: vec![batch], next, caught_up: false }

@@ -64,8 +64,10 @@ pub(crate) fn partition(
         records.reserve(count.min(open.payload().len() / RECORD_BYTES_MIN + 1));
         for record in &open {
             let record = record.map_err(bad)?;
-            let headers = if record.headers.is_empty() { Vec::new() } else { copied(record.headers) };
-            records.push(record.offset, record.timestamp, record.key, record.value, headers);
+            records.push(record.offset, record.timestamp, record.key, record.value);
+            if !record.headers.is_empty() {
+                records.set_headers(copied(record.headers));
+            }
         }
         records.cut(from, part.next.offset.max(from));
         if !records.is_empty() {
