@@ -26,7 +26,7 @@ const FLUSHES: &str = "TIDEMILL_TEST_FLUSHES";
 /// Many small flushes, so that a short run has several.
 fn eager() -> RunOptions {
     let policy =
-        CommitPolicy { write_bytes_max: 64 << 10, flush_records_max: 10_000, ..CommitPolicy::default() };
+        CommitPolicy { write_bytes_max: 64 << 10, flush_records_max: 20_000, ..CommitPolicy::default() };
     RunOptions {
         policy,
         tasks: Some(2),

@@ -111,11 +111,12 @@ const UNWRITTEN_EPOCHS_MAX: usize = 1_024;
 pub struct CommitPolicy {
     /// Milliseconds between commits; stretched, up to tenfold, so that alignment takes at most a tenth of the time.
     pub interval: i64,
-    /// Unwritten committed bytes at which the store is written; a quarter of `flush_records_max` does it too.
+    /// Unwritten committed bytes at which the store is written; half of `flush_records_max` does it too. The later it
+    /// is written, the more windows closed meanwhile, and the more cells changed again: neither is written at all.
     pub write_bytes_max: usize,
-    /// Bytes committed since the last flush at which the store is flushed: bounds recovery.
+    /// Bytes committed and not flushed: bounds recovery. A write that leaves half of it unflushed is flushed.
     pub flush_bytes_max: usize,
-    /// Changelog records committed since the last flush at which it is flushed.
+    /// The same for changelog records.
     pub flush_records_max: usize,
 }
 
@@ -123,7 +124,7 @@ impl Default for CommitPolicy {
     fn default() -> Self {
         Self {
             interval: 200,
-            write_bytes_max: 8 << 20,
+            write_bytes_max: 16 << 20,
             flush_bytes_max: 32 << 20,
             flush_records_max: 250_000,
         }
@@ -548,7 +549,7 @@ impl Coordinator {
 
     fn write_is_due(&self) -> bool {
         self.unwritten_bytes >= self.policy.write_bytes_max
-            || self.unwritten_records >= self.policy.flush_records_max / 4
+            || self.unwritten_records >= self.policy.flush_records_max / 2
             || self.unwritten.len() >= UNWRITTEN_EPOCHS_MAX
     }
 
@@ -808,8 +809,9 @@ impl Coordinator {
     }
 
     fn flush_if_due(&mut self) {
-        if self.unflushed.0 >= self.policy.flush_bytes_max
-            || self.unflushed.1 >= self.policy.flush_records_max
+        // As much again may be unwritten when the next flush is due.
+        if self.unflushed.0 >= self.policy.flush_bytes_max / 2
+            || self.unflushed.1 >= self.policy.flush_records_max / 2
         {
             self.flush();
         }

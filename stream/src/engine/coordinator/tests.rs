@@ -47,7 +47,7 @@ impl Script {
         let setup = Setup { plan, identity: Identity::new("count").unwrap(), layout, mode };
         let mut start = recovery::start(&setup, &log, &MemoryState::default()).unwrap().start;
         start.job_record = None;
-        let policy = CommitPolicy { write_bytes_max: 0, flush_records_max: 3, ..CommitPolicy::default() };
+        let policy = CommitPolicy { write_bytes_max: 0, flush_records_max: 6, ..CommitPolicy::default() };
         Self { coordinator: Coordinator::new(start, policy), text: format!("# {claim}\n"), now: 1_000 }
     }
 
