@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Direction, ErrorKind, IteratorMode, Options,
-    ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, Direction, ErrorKind, IteratorMode,
+    LruCacheOptions, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
 };
 use tidemill_stream::state::{KeyList, StateBackend, StateError, StoreBatch, StoreOp};
 
@@ -55,7 +55,7 @@ impl RocksState {
     /// Where another process holds the directory for longer than a few seconds, or the disk fails.
     pub fn open(dir: &Path, memory_bytes_max: usize) -> Result<Self, StateError> {
         std::fs::create_dir_all(dir).map_err(|e| StateError::Store { source: Box::new(e) })?;
-        let cache = Cache::new_lru_cache(memory_bytes_max);
+        let cache = cache(memory_bytes_max);
         let options = options(memory_bytes_max, &cache);
         let db = match open_when_free(&options, dir) {
             Err(e) if e.kind() == ErrorKind::Corruption => {
@@ -120,6 +120,18 @@ fn open_when_free(options: &Options, dir: &Path) -> Result<DB, rocksdb::Error> {
     }
 }
 
+/// Parts of the cache, each with its own lock and its share of the memory. By default there are 64: a part smaller than a
+/// file's filter threw it out at once, and every batch of misses read it from the file again.
+const CACHE_PART_BYTES: usize = 16 << 20;
+
+fn cache(memory_bytes_max: usize) -> Cache {
+    let mut options = LruCacheOptions::default();
+    options.set_capacity(memory_bytes_max);
+    let parts = (memory_bytes_max / CACHE_PART_BYTES).clamp(1, 64);
+    options.set_num_shard_bits(i32::try_from(parts.ilog2()).unwrap_or(0));
+    Cache::new_lru_cache_opts(&options)
+}
+
 fn options(memory_bytes_max: usize, cache: &Cache) -> Options {
     // A third for what is being written; two memtables at most, so one can fill while the other is flushed.
     let memtables = (memory_bytes_max / 3).max(128 << 10);
@@ -131,6 +143,12 @@ fn options(memory_bytes_max: usize, cache: &Cache) -> Options {
     table.set_block_size(8 << 10);
     // Most misses ask for keys that are not there: a key's first row in its window.
     table.set_bloom_filter(10.0, false);
+    // Filters and indexes in pages, of which a batch of misses (and a start) reads those it needs: whole, those of a
+    // large file are megabytes.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(8 << 10);
+    table.set_pin_top_level_index_and_filter(true);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
