@@ -8,6 +8,7 @@
 //! boxed once per task and called once per batch; inside its loop the user's closure is a direct call. Every operator
 //! owns the batch it fills and clears it for the next one, so a warm chain allocates nothing per row.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -187,15 +188,27 @@ pub(crate) trait Head: Send {
 
 /// Decodes a batch.
 pub(crate) trait DecodeRows<T>: Send + Sync {
-    /// Fills `from` and `values`; reports each record that is malformed.
-    fn decode(&self, records: &RecordBatch, rows: &mut Rows<T>, bad: &mut dyn FnMut(usize, String));
+    /// Fills `from` and `values` with the records of `range`; reports each one that is malformed.
+    fn decode(
+        &self,
+        records: &RecordBatch,
+        range: Range<usize>,
+        rows: &mut Rows<T>,
+        bad: &mut dyn FnMut(usize, String),
+    );
 }
 
 pub(crate) struct Decoding<D>(pub(crate) D);
 
 impl<D: Decoder> DecodeRows<D::Item> for Decoding<D> {
-    fn decode(&self, records: &RecordBatch, rows: &mut Rows<D::Item>, bad: &mut dyn FnMut(usize, String)) {
-        for i in 0..records.len() {
+    fn decode(
+        &self,
+        records: &RecordBatch,
+        range: Range<usize>,
+        rows: &mut Rows<D::Item>,
+        bad: &mut dyn FnMut(usize, String),
+    ) {
+        for i in range {
             match self.0.decode(records.record(i)) {
                 Ok(value) => {
                     rows.from.push(i as u32);
@@ -253,12 +266,35 @@ pub(crate) struct SourceHead<T> {
     pub(crate) next: Box<dyn Stage<T>>,
 }
 
+/// Rows that go through a chain in one call. A fetched batch has some ten thousand: their columns, written by one
+/// operator and read by the next, would leave the nearest caches in between.
+const CHUNK_ROWS: usize = 1_024;
+
 impl<T: Send + 'static> Head for SourceHead<T> {
     fn run(&mut self, watermark: &mut i64, cx: &mut Cx<'_>) -> Result<(), StepError> {
-        cx.emit.counters.rows_in += cx.records.len() as u64;
+        let all = cx.records.len();
+        for at in (0..all).step_by(CHUNK_ROWS) {
+            self.run_range(at..all.min(at + CHUNK_ROWS), watermark, cx)?;
+        }
+        Ok(())
+    }
+
+    fn tail(&mut self) -> Option<&mut dyn Tail> {
+        self.next.tail()
+    }
+}
+
+impl<T: Send + 'static> SourceHead<T> {
+    fn run_range(
+        &mut self,
+        range: Range<usize>,
+        watermark: &mut i64,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), StepError> {
+        cx.emit.counters.rows_in += range.len() as u64;
         self.rows.clear();
         let mut bad = Vec::new();
-        self.decoder.decode(cx.records, &mut self.rows, &mut |i, reason| bad.push((i, reason)));
+        self.decoder.decode(cx.records, range, &mut self.rows, &mut |i, reason| bad.push((i, reason)));
         for (index, reason) in bad {
             self.malformed.handle(cx, &self.env, index, reason)?;
         }
@@ -273,10 +309,6 @@ impl<T: Send + 'static> Head for SourceHead<T> {
             *watermark = (*watermark).max(t.saturating_sub(self.bound).saturating_sub(1));
         }
         self.next.push(rows, cx)
-    }
-
-    fn tail(&mut self) -> Option<&mut dyn Tail> {
-        self.next.tail()
     }
 }
 

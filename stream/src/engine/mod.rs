@@ -79,8 +79,9 @@ impl Layout {
             sources: tasks,
             keyed: if plan.step().is_some() { tasks } else { 0 },
             shards: Self::SHARDS,
-            // With a key, a window end and a count of some 40 bytes: about the size of L2.
-            combine_groups_max: 16_384,
+            // With a key, a window end, a hash and a count some 50 bytes each: 6 MB, which a shared L3 holds. Sized for
+            // L2 it held too few of the addresses of a window to halve the rows, and was switched off.
+            combine_groups_max: 131_072,
             overlay_bytes_max: state_bytes_max / tasks,
         }
     }

@@ -163,14 +163,17 @@ pub(crate) struct Edge<K, T, G: Aggregation<T>> {
     earliest: i64,
     /// Rows combined since the table was last flushed for being full.
     combined: usize,
-    /// Batches to send row by row, because combining reduced less than twofold.
+    /// Chunks to send row by row, because combining reduced less than twofold.
     bypass: u32,
     key: Vec<u8>,
     row: PhantomData<fn(T)>,
 }
 
-/// Batches sent row by row before combining is tried again.
-const BYPASS_BATCHES: u32 = 256;
+/// Chunks sent row by row before combining is tried again: some million rows, a few times the table.
+const BYPASS_CHUNKS: u32 = 1_024;
+
+/// Rows that are sent at once where they are not combined. Fewer would cost a message for little.
+const SEND_ROWS: usize = 4_096;
 
 impl<K: Key, T, G: Aggregation<T>> Edge<K, T, G> {
     pub(crate) fn new(aggregation: Arc<G>, spec: EdgeSpec, env: &TaskEnv) -> Self {
@@ -261,9 +264,10 @@ impl<K: Key, T: Send, G: Aggregation<T>> Stage<(K, T)> for Edge<K, T, G> {
             }
             let part = self.aggregation.part(value);
             self.add(key, end, part);
-            if self.groups.len() > self.env.combine_groups_max && self.env.combine_groups_max > 0 {
+            // At the limit, not above it: one group more would double the room of the table.
+            if self.groups.len() >= self.env.combine_groups_max && self.env.combine_groups_max > 0 {
                 if self.bypass == 0 && G::COMBINES && self.combined < 2 * self.groups.len() {
-                    self.bypass = BYPASS_BATCHES;
+                    self.bypass = BYPASS_CHUNKS;
                 }
                 self.flush(cx.emit);
             }
@@ -271,7 +275,9 @@ impl<K: Key, T: Send, G: Aggregation<T>> Stage<(K, T)> for Edge<K, T, G> {
         rows.values = values;
         if self.bypass > 0 || !G::COMBINES || self.env.combine_groups_max == 0 {
             self.bypass = self.bypass.saturating_sub(1);
-            self.flush(cx.emit);
+            if self.groups.len() >= SEND_ROWS || (self.bypass == 0 && G::COMBINES) {
+                self.flush(cx.emit);
+            }
         }
         Ok(())
     }
