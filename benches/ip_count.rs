@@ -154,7 +154,7 @@ fn main() -> Result<()> {
 
 fn bench(rows: Option<u64>) -> Result<()> {
     println!("{}", machine());
-    let (loop_rate, loop_cpu) = bare_rate()?;
+    let (loop_rate, loop_cpu) = bare_rate(rows.unwrap_or(SHORT).min(SHORT))?;
     for (name, per_ms) in [("thin", 100), ("dense", 4_000)] {
         let rows = match rows {
             Some(rows) => rows,
@@ -184,6 +184,7 @@ fn bench(rows: Option<u64>) -> Result<()> {
             m.run_s,
             m.cost.cpu_s,
         );
+        println!("  load afterwards {}", machine());
         println!("  commit         stall {}; until committed {}", m.stall, m.commit);
         println!(
             "  moved          {} groups exchanged, {} changelog records, {} results; {:.0} MB written, {:.0} MB to disk; peak memory {:.0} MB",
@@ -388,11 +389,11 @@ fn watch(monitor: &Monitor) -> Vec<Sample> {
 }
 
 /// A bare loop over a file of rows: rows per second, and processor seconds per row.
-fn bare_rate() -> Result<(f64, f64)> {
+fn bare_rate(total: u64) -> Result<(f64, f64)> {
     let dir = scratch()?;
     let path = dir.path().join("rows");
     let (mut file, mut rows) = (BufWriter::new(std::fs::File::create(&path)?), Rows::new(100));
-    for _ in 0..SHORT {
+    for _ in 0..total {
         let (at, address) = rows.next();
         writeln!(file, "{at},{}", ip(address))?;
     }
@@ -400,10 +401,10 @@ fn bare_rate() -> Result<(f64, f64)> {
     drop(file);
     let said = child(&["bare", &path.to_string_lossy()])?;
     let (seconds, cpu): (f64, f64) = serde_json::from_str(&said)?;
-    let (rate, cost) = (SHORT as f64 / seconds, cpu / SHORT as f64);
+    let (rate, cost) = (total as f64 / seconds, cpu / total as f64);
     // Where other work shares the machine, the processor time is what it would take alone.
     println!(
-        "bare loop: {SHORT} rows in {seconds:.2} s: {:.2} M rows/s on one core, {:.0} ns of processor a row",
+        "bare loop: {total} rows in {seconds:.2} s: {:.2} M rows/s on one core, {:.0} ns of processor a row",
         rate / 1e6,
         cost * 1e9
     );
