@@ -30,14 +30,16 @@
 //!   inside are checked as they are read, and the last one must end where the batch ends;
 //! * building allocates per batch, never per record.
 //!
-//! Left out: gzip, snappy, zstd (refused by name), and formats v0 and v1, which no client has written since 2017.
+//! Left out: zstd (refused by name: there is no well-kept encoder without C), and formats v0 and v1, which no client has written since 2017.
 //!
 //! Sources: Kafka's `DefaultRecordBatch`, `DefaultRecord`, `EndTransactionMarker`; KIP-98.
 
 mod build;
+mod gzip;
 mod lz4;
 mod partition;
 mod read;
+mod snappy;
 mod varint;
 
 pub use build::{BatchBuilder, BatchOptions, Marker, ProducerStamp, RecordParts, control_batch};
@@ -97,7 +99,7 @@ pub enum BatchError {
         found: u32,
     },
     /// A codec this build does not read.
-    #[error("batch is compressed with {0}, which is not supported (none and lz4 are)")]
+    #[error("batch is compressed with {0}, which is not supported (none, gzip, snappy and lz4 are)")]
     Unsupported(&'static str),
     /// The records would be larger than the caller allows.
     #[error("batch opens to more than {0} bytes")]
@@ -105,6 +107,9 @@ pub enum BatchError {
     /// The compressed block is malformed.
     #[error("lz4 frame is malformed: {0}")]
     Lz4(&'static str),
+    /// The compressed records are malformed.
+    #[error("{0} data is malformed")]
+    Compressed(&'static str),
     /// A record is malformed, or the records do not add up to what the header says.
     #[error("record {index} is malformed: {what}")]
     Record {
@@ -121,6 +126,10 @@ pub enum Compression {
     /// Not at all.
     #[default]
     None,
+    /// gzip, as every HTTP library knows it.
+    Gzip,
+    /// Snappy blocks in the frame of xerial's library, as Kafka writes them.
+    Snappy,
     /// LZ4 frames of independent 64 KiB blocks, as Kafka writes them.
     Lz4,
 }
@@ -130,16 +139,28 @@ impl Compression {
         match attributes & COMPRESSION_MASK {
             0 => Ok(Self::None),
             3 => Ok(Self::Lz4),
-            1 => Err(BatchError::Unsupported("gzip")),
-            2 => Err(BatchError::Unsupported("snappy")),
+            1 => Ok(Self::Gzip),
+            2 => Ok(Self::Snappy),
             4 => Err(BatchError::Unsupported("zstd")),
             other => Err(BatchError::Field { field: "compression", value: other.into() }),
+        }
+    }
+
+    /// Appends `records` to `out`, compressed.
+    fn compress(self, records: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Self::None => out.extend_from_slice(records),
+            Self::Gzip => gzip::compress(records, out),
+            Self::Snappy => snappy::compress(records, out),
+            Self::Lz4 => lz4::compress(records, out),
         }
     }
 
     fn bits(self) -> i16 {
         match self {
             Self::None => 0,
+            Self::Gzip => 1,
+            Self::Snappy => 2,
             Self::Lz4 => 3,
         }
     }
@@ -258,7 +279,7 @@ impl BatchHeader {
             Compression::None => {
                 usize::try_from(records).is_ok_and(|n| n <= (self.size - HEADER_BYTES) / RECORD_BYTES_MIN)
             }
-            Compression::Lz4 => true,
+            Compression::Gzip | Compression::Snappy | Compression::Lz4 => true,
         };
         if records < 0 || records > i64::from(self.last_offset_delta) + 1 || !fits {
             return Err(BatchError::Field { field: "record count", value: records });

@@ -46,8 +46,11 @@ fn records(times: impl Strategy<Value = i64>) -> impl Strategy<Value = Vec<Parts
     prop::collection::vec(parts(times), 1..400)
 }
 
+const CODECS: [Compression; 4] =
+    [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4];
+
 fn compression() -> impl Strategy<Value = Compression> {
-    prop_oneof![Just(Compression::None), Just(Compression::Lz4)]
+    prop::sample::select(CODECS.to_vec())
 }
 
 fn producer() -> impl Strategy<Value = (ProducerStamp, bool)> {
@@ -238,6 +241,8 @@ proptest! {
         let version = 2;
         let codec = match compression {
             Compression::None => TheirCompression::None,
+            Compression::Gzip => TheirCompression::Gzip,
+            Compression::Snappy => TheirCompression::Snappy,
             Compression::Lz4 => TheirCompression::Lz4,
         };
         let mut buf = BytesMut::new();
@@ -310,7 +315,7 @@ fn small(compression: Compression) -> Bytes {
 
 #[test]
 fn every_bit_and_every_cut_of_a_batch_is_noticed() {
-    for compression in [Compression::None, Compression::Lz4] {
+    for compression in CODECS {
         let good = small(compression);
         for bit in 0..good.len() * 8 {
             let mut bad = good.to_vec();
@@ -442,11 +447,13 @@ fn a_full_builder_refuses_and_goes_on_with_the_next_batch() {
 #[test]
 fn bombs_stop_at_the_budget() {
     let zeros = Parts { timestamp: 0, key: None, value: Some(vec![0; 4 << 20]), headers: vec![] };
-    let batch = build(&[zeros], Compression::Lz4, ProducerStamp::NONE, false);
-    assert!(batch.len() < 40_000, "{}", batch.len());
-    assert!(OpenBatch::open(&batch, 5 << 20).is_ok());
-    for budget in [0, 1000, 1 << 20, 4 << 20] {
-        assert_eq!(OpenBatch::open(&batch, budget).unwrap_err(), BatchError::Budget(budget));
+    for codec in [Compression::Gzip, Compression::Snappy, Compression::Lz4] {
+        let batch = build(std::slice::from_ref(&zeros), codec, ProducerStamp::NONE, false);
+        assert!(batch.len() < 250_000, "{codec:?}: {}", batch.len());
+        assert!(OpenBatch::open(&batch, 5 << 20).is_ok(), "{codec:?}");
+        for budget in [0, 1000, 1 << 20, 4 << 20] {
+            assert_eq!(OpenBatch::open(&batch, budget).unwrap_err(), BatchError::Budget(budget), "{codec:?}");
+        }
     }
     let plain = small(Compression::None);
     assert_eq!(OpenBatch::open(&plain, 10).unwrap_err(), BatchError::Budget(10));
@@ -454,11 +461,17 @@ fn bombs_stop_at_the_budget() {
 
 #[test]
 fn other_codecs_and_formats_are_named() {
-    for (bits, name) in [(1, "gzip"), (2, "snappy"), (4, "zstd")] {
+    let mut batch = small(Compression::None).to_vec();
+    batch[22] = batch[22] & !7 | 4;
+    mend(&mut batch);
+    assert_eq!(verify(&batch), Err(BatchError::Unsupported("zstd")));
+    // Records that are not compressed as the header says.
+    for (bits, name) in [(1, "gzip"), (2, "snappy")] {
         let mut batch = small(Compression::None).to_vec();
         batch[22] = batch[22] & !7 | bits;
         mend(&mut batch);
-        assert_eq!(verify(&batch), Err(BatchError::Unsupported(name)));
+        let opened = OpenBatch::open(&batch.into(), 1 << 20);
+        assert_eq!(opened.unwrap_err(), BatchError::Compressed(name));
     }
     let mut old = small(Compression::None).to_vec();
     old[16] = 1;

@@ -73,7 +73,8 @@ fn no_batch_stops_the_log() {
     let log = open(&fs).unwrap();
     let tp = partition(&log);
     let accepted = std::cell::Cell::new(0);
-    let seeds = vec![batch(Compression::None), batch(Compression::Lz4)];
+    let codecs = [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4];
+    let seeds: Vec<_> = codecs.into_iter().map(batch).collect();
     let change = (0..61usize, prop_oneof![any::<u8>(), Just(0), Just(0x7f), Just(0xff)]);
     let strategy =
         (prop::sample::select(seeds), prop::collection::vec(change, 1..4), 0..100usize, any::<bool>());

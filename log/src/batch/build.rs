@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes};
 
 use super::{
-    CONTROL, Compression, HEADER_BYTES, MAGIC, PREFIX_BYTES, TRANSACTIONAL, UNCOVERED_BYTES, lz4, varint,
+    CONTROL, Compression, HEADER_BYTES, MAGIC, PREFIX_BYTES, TRANSACTIONAL, UNCOVERED_BYTES, varint,
 };
 
 /// What a batch says about its producer.
@@ -141,10 +141,10 @@ impl BatchBuilder {
                 let next = Vec::with_capacity(self.buf.len().min(self.options.bytes_max));
                 std::mem::replace(&mut self.buf, next)
             }
-            Compression::Lz4 => {
+            codec => {
                 let mut packed = Vec::with_capacity(HEADER_BYTES + self.buf.len() / 2);
                 packed.resize(HEADER_BYTES, 0);
-                lz4::compress(&self.buf[HEADER_BYTES..], &mut packed);
+                codec.compress(&self.buf[HEADER_BYTES..], &mut packed);
                 packed
             }
         };

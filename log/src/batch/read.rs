@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::{BatchError, BatchHeader, Compression, HEADER_BYTES, lz4, varint, verify};
+use super::{BatchError, BatchHeader, Compression, HEADER_BYTES, gzip, lz4, snappy, varint, verify};
 
 /// Splits a buffer into its batches without looking inside them. A batch that is cut off at the end of the buffer is
 /// an error; a log never returns half a batch.
@@ -67,6 +67,8 @@ impl OpenBatch {
                 return Err(BatchError::Budget(budget));
             }
             Compression::None => batch.slice(HEADER_BYTES..),
+            Compression::Gzip => gzip::decompress(&batch[HEADER_BYTES..], budget)?.into(),
+            Compression::Snappy => snappy::decompress(&batch[HEADER_BYTES..], budget)?.into(),
             Compression::Lz4 => lz4::decompress(&batch[HEADER_BYTES..], budget)?.into(),
         };
         Ok(Self { header, payload })

@@ -188,6 +188,8 @@ fn print_batch(
     }
     attributes.push(match header.compression {
         Compression::None => "uncompressed",
+        Compression::Gzip => "gzip",
+        Compression::Snappy => "snappy",
         Compression::Lz4 => "lz4",
     });
     let offsets = match header.last_offset_delta {
