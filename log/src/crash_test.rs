@@ -16,7 +16,7 @@
 //! * `progress`: whatever is queued is released at last, with the smallest journal too.
 
 use crate::Clock;
-use crate::batch::{BatchBuilder, BatchHeader, BatchOptions, ProducerStamp, RecordParts};
+use crate::batch::{BatchBuilder, BatchHeader, BatchOptions, OpenBatch, ProducerStamp, RecordParts};
 use crate::config::{Config, Create};
 use crate::core::Shared;
 use crate::entry::{Change, Entry};
@@ -26,7 +26,7 @@ use crate::fault;
 use crate::fs::Fs;
 use crate::fs::sim::{Call, Crash, Failure, SimFs};
 use crate::journal::Geometry;
-use crate::live::{create_topic, read};
+use crate::live::{alter_topic, create_topic, position_at, read};
 use crate::names::{self, Kind};
 use crate::open::{Machine, open};
 use crate::plan::{AppendBatch, DeleteTopic};
@@ -51,6 +51,8 @@ use uuid::Uuid;
 
 const PAGES: u64 = 8;
 const QUEUE: usize = 5;
+/// Records have times below this.
+const TIMES: usize = 60;
 
 struct Violation(String);
 
@@ -222,6 +224,13 @@ fn read_all(shared: &Shared, tp: TopicPartition, isolation: Isolation, bytes_max
     }
 }
 
+/// The offset of the first record that is not older.
+fn first_at(batches: &[Bytes], timestamp: i64) -> Option<i64> {
+    let opened = batches.iter().map(|b| OpenBatch::open(b, 1 << 20).expect("it was built"));
+    let records = opened.filter(|b| !b.header().is_control()).flat_map(|b| b.records());
+    records.map(|r| r.expect("it was built")).find(|r| r.timestamp >= timestamp).map(|r| r.offset)
+}
+
 /// Damage that the reads of a whole log met.
 fn check_reads(shared: &Shared, ghost: &mut Ghost, bytes_max: usize) -> usize {
     let n = shared.core.lock().released_n;
@@ -244,6 +253,15 @@ fn check_reads(shared: &Shared, ghost: &mut Ghost, bytes_max: usize) -> usize {
             got.len(),
             expected.len()
         );
+        let wanted = (n as usize * 7 % TIMES) as i64;
+        match position_at(shared, tp, wanted) {
+            Ok(found) => {
+                let (found, first) = (found.map(|p| p.offset), first_at(&expected, wanted));
+                must!(found == first, "prefix: {tp} finds {found:?} for time {wanted}, not {first:?}");
+            }
+            Err(ReadError::Corrupt { .. }) => damaged += 1,
+            Err(e) => violation(format!("prefix: looking for a time in {tp}: {e}")),
+        }
         let Some((got, aborted)) = read_all(shared, tp, Isolation::ReadCommitted, bytes_max) else {
             damaged += 1;
             continue;
@@ -528,6 +546,7 @@ impl Explorer {
             "new",
             "init",
             "delete",
+            "alter",
             "read",
             "read",
             "checkpoint",
@@ -541,18 +560,30 @@ impl Explorer {
         match act {
             "topic" if s.topics.len() < 3 => {
                 let uuid = Uuid::from_u128(self.rng.lock().random());
-                let name = format!("t{}", uuid.as_u128() % 10_000);
+                // Few names, so that a deleted one is soon used again.
+                let name = format!("t{}", uuid.as_u128() % 4);
                 let topic =
                     NewTopic { segment_bytes_max: 500, ..NewTopic::new(name, 1 + self.below(2) as u32) };
                 drop(create_topic(shared, topic, uuid));
             }
             "delete" if s.topics.len() > 1 && self.chance(0.5) => {
                 let uuid = *s.topics.keys().nth(self.below(s.topics.len())).expect("below its length");
-                drop(shared.submit(DeleteTopic { uuid }));
+                drop(shared.submit(DeleteTopic { uuid, if_used: IfUsed::Delete }));
                 for c in &mut ghost.lock().clients {
                     c.sent.retain(|(_, tp, _)| tp.topic != uuid);
                     c.doubt.retain(|(tp, _)| tp.topic != uuid);
                 }
+            }
+            "alter" if !s.topics.is_empty() => {
+                let (uuid, topic) =
+                    s.topics.iter().nth(self.below(s.topics.len())).expect("below its length");
+                let partitions = topic.partitions.len() as u32 + self.below(2) as u32;
+                let alter = TopicChange {
+                    partitions: (partitions <= 3).then_some(partitions),
+                    segment_bytes_max: self.chance(0.5).then(|| 400 + 100 * self.below(3) as u64),
+                    cleanup: None,
+                };
+                drop(alter_topic(shared, *uuid, alter));
             }
             "commit" if !tps.is_empty() => {
                 let offsets = self.some_offsets(&s, &tps);
@@ -677,7 +708,7 @@ impl Explorer {
                     let id: u64 = self.rng.lock().random();
                     let value = format!("{id:x}").repeat(1 + self.below(6));
                     let _ = b.push(RecordParts {
-                        timestamp: 0,
+                        timestamp: self.below(TIMES) as i64,
                         key: None,
                         value: Some(value.as_bytes()),
                         headers: &[],
@@ -820,7 +851,10 @@ impl Explorer {
                         must!(bad.ops() == 0, "rot: a damaged directory was changed");
                         g.hist.truncate(machine.shared.released.read().n as usize);
                         check_reads(&machine.shared, &mut g, 150);
-                        let refused = machine.shared.submit(DeleteTopic { uuid: Uuid::nil() }).try_take();
+                        let refused = machine
+                            .shared
+                            .submit(DeleteTopic { uuid: Uuid::nil(), if_used: IfUsed::Delete })
+                            .try_take();
                         must!(matches!(refused, Some(Err(WriteError::Damaged(_)))), "rot: writes are taken");
                     }
                     Err(OpenError::Corrupt(_)) => {}
@@ -1079,6 +1113,7 @@ mod broken {
         ("sync:slot", 0),
         ("sync:topics-dir", 0),
         ("sync:topic-dir", 0),
+        ("sync:alter-dir", 0),
         ("sync:open-names", 0),
         ("sync:open-journal", 4),
         ("sync:open-segments", 0),

@@ -76,6 +76,14 @@ pub(crate) enum Change {
         producers: Vec<i64>,
         transactional_ids: Vec<String>,
     },
+    /// A topic's settings from here on, all of them; partitions are only ever added. Behind the others, because the
+    /// order of these is the number each has on disk.
+    AlterTopic {
+        uuid: Uuid,
+        partitions: u32,
+        segment_bytes_max: u64,
+        cleanup: Cleanup,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +123,7 @@ pub(crate) struct Facts {
     pub sequence: i32,
     pub transactional: bool,
     pub control: bool,
+    pub max_timestamp: i64,
 }
 
 impl StoredBatch {
@@ -168,7 +177,13 @@ impl Facts {
             sequence: i32_at(rest, 32),
             transactional: attributes & 0x10 != 0,
             control: attributes & 0x20 != 0,
+            max_timestamp: i64_at(rest, 14),
         }
+    }
+
+    /// What the batch counts for where records are looked up by time: its largest timestamp, or none for a marker.
+    pub(crate) fn time(&self) -> i64 {
+        if self.control { i64::MIN } else { self.max_timestamp }
     }
 
     pub(crate) fn next_offset(&self) -> i64 {

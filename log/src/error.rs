@@ -92,6 +92,16 @@ pub enum Refusal {
     /// The name is taken.
     #[error("topic {0} exists")]
     TopicExists(String),
+    /// Somebody depends on the topic that is to be deleted.
+    #[error("topic {topic} is in use: offsets of groups {groups:?}, open transactions of {transactions:?}")]
+    TopicInUse {
+        /// Its name.
+        topic: String,
+        /// Groups with offsets in it.
+        groups: Vec<String>,
+        /// Transactional ids whose open transaction touches it.
+        transactions: Vec<String>,
+    },
     /// Names are `[a-zA-Z0-9._-]{1,249}`, neither `.` nor `..`.
     #[error("{0:?} is not a name of 1 to 249 letters, digits, dots, underscores and hyphens")]
     BadName(String),

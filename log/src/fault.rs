@@ -14,6 +14,7 @@ pub const SYNCS: &[(&str, &str)] = &[
     ("sync:slot", "a slot, before what it stands for is used again"),
     ("sync:topics-dir", "a topic's directory, before its entry"),
     ("sync:topic-dir", "its partitions' directories, before its entry"),
+    ("sync:alter-dir", "the directories of added partitions, before the entry that adds them"),
     (
         "sync:open-names",
         "open: the names of `format` and the slots, which a killed creation may have left unsynced",

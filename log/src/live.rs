@@ -8,7 +8,7 @@ use crate::fault;
 use crate::fs::Fs;
 use crate::names;
 use crate::open::{Machine, open};
-use crate::plan::{AppendBatch, CreateTopic, DeleteTopic, check_topic, checked};
+use crate::plan::{AlterTopic, AppendBatch, CreateTopic, DeleteTopic, check_alter, check_topic, checked};
 use crate::probe::Moment;
 use crate::segment::{FileError, Wanted};
 use crate::segment_writer;
@@ -134,8 +134,13 @@ impl Log {
     }
 
     /// Deletes a topic with everything in it. Its files go after the next checkpoints.
-    pub fn delete_topic(&self, topic: Uuid) -> Ticket<()> {
-        self.shared().submit(DeleteTopic { uuid: topic })
+    pub fn delete_topic(&self, topic: Uuid, if_used: IfUsed) -> Ticket<()> {
+        self.shared().submit(DeleteTopic { uuid: topic, if_used })
+    }
+
+    /// Changes a topic. Blocks while the directories of new partitions are made.
+    pub fn alter_topic(&self, topic: Uuid, alter: TopicChange) -> Ticket<TopicInfo> {
+        alter_topic(self.shared(), topic, alter)
     }
 
     /// The topics, by name.
@@ -192,6 +197,16 @@ impl Log {
         isolation: Isolation,
     ) -> Result<ReadBatches, ReadError> {
         read(self.shared(), partition, from, bytes_max, isolation)
+    }
+
+    /// The position of the first record that is not older than `timestamp` (milliseconds since the epoch), among those
+    /// released; `None` if all are older. It may belong to a transaction that is open or was aborted. Blocks on files.
+    pub fn position_at(
+        &self,
+        partition: TopicPartition,
+        timestamp: i64,
+    ) -> Result<Option<Position>, ReadError> {
+        position_at(self.shared(), partition, timestamp)
     }
 
     /// A partition's offsets.
@@ -318,17 +333,52 @@ impl Drop for Inner {
 pub(crate) fn create_topic(shared: &Shared, topic: NewTopic, uuid: Uuid) -> Ticket<TopicInfo> {
     let new = shared.damage.is_none() && shared.released.read().topic_named(&topic.name).is_none();
     if new {
-        let made = make_directories(&*shared.fs, uuid, topic.partitions);
-        match made.and_then(|()| sync_directories(&*shared.fs, uuid)) {
-            Ok(()) => {}
-            Err(Unmade::Full) => {
-                let error = WriteError::DiskFull { file: names::topic_dir(uuid), needed: 0 };
-                return Ticket::ready(Err(error));
-            }
-            Err(Unmade::Failed(e)) => shared.poison("making a topic's directories", &e),
+        let made = make_directory(&*shared.fs, &names::topic_dir(uuid))
+            .and_then(|()| make_partitions(&*shared.fs, uuid, 0..topic.partitions))
+            .and_then(|()| sync_directory(&*shared.fs, "sync:topics-dir", names::TOPICS))
+            .and_then(|()| sync_directory(&*shared.fs, "sync:topic-dir", &names::topic_dir(uuid)));
+        if let Err(refused) = settle(shared, uuid, made) {
+            return Ticket::ready(Err(refused));
         }
     }
     shared.submit(CreateTopic { topic, uuid })
+}
+
+/// Makes the directories of new partitions, then asks for the entry.
+pub(crate) fn alter_topic(shared: &Shared, uuid: Uuid, alter: TopicChange) -> Ticket<TopicInfo> {
+    // The sequenced State, against which the request is planned: a topic may be in use before it is released.
+    let find = || shared.core.lock().seq.topics.get(&uuid).map(|topic| topic.info(uuid));
+    let mut directories = 0;
+    if let Some(topic) = find().filter(|_| shared.damage.is_none()) {
+        // Nothing is made for a change that cannot be; whether it can be is decided again where it is sequenced.
+        if let Err(why) = check_alter(&alter, &topic) {
+            return Ticket::ready(Err(why.into()));
+        }
+        directories = alter.partitions.unwrap_or(topic.partitions);
+        if directories > topic.partitions {
+            let made = make_partitions(&*shared.fs, uuid, topic.partitions..directories)
+                .and_then(|()| sync_directory(&*shared.fs, "sync:alter-dir", &names::topic_dir(uuid)));
+            let made = match made {
+                // Deleted meanwhile, and its directory with it: the plan refuses.
+                Err(Unmade::Failed(e)) if e.kind() == io::ErrorKind::NotFound && find().is_none() => Ok(()),
+                made => made,
+            };
+            if let Err(refused) = settle(shared, uuid, made) {
+                return Ticket::ready(Err(refused));
+            }
+        }
+    }
+    shared.submit(AlterTopic { uuid, alter, directories })
+}
+
+/// What a request answers whose directories could not be made; after anything but a full disk the log stops.
+fn settle(shared: &Shared, topic: Uuid, made: Result<(), Unmade>) -> Result<(), WriteError> {
+    match made {
+        Ok(()) => {}
+        Err(Unmade::Full) => return Err(WriteError::DiskFull { file: names::topic_dir(topic), needed: 0 }),
+        Err(Unmade::Failed(e)) => shared.poison("making a topic's directories", &e),
+    }
+    Ok(())
 }
 
 /// Why a topic has no directories.
@@ -338,21 +388,27 @@ enum Unmade {
     Failed(io::Error),
 }
 
-fn make_directories(fs: &dyn Fs, topic: Uuid, partitions: u32) -> Result<(), Unmade> {
-    let make = |path: &str| {
-        fs.create_dir(path).map_err(|e| match e.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Unmade::Full,
-            _ => Unmade::Failed(e),
-        })
-    };
-    make(&names::topic_dir(topic))?;
-    (0..partitions).try_for_each(|partition| make(&names::partition_dir(TopicPartition { topic, partition })))
+fn make_directory(fs: &dyn Fs, path: &str) -> Result<(), Unmade> {
+    fs.create_dir(path).map_err(|e| match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Unmade::Full,
+        _ => Unmade::Failed(e),
+    })
+}
+
+/// A directory that is there already was made for a change that was refused, or that is on its way.
+fn make_partitions(fs: &dyn Fs, topic: Uuid, partitions: std::ops::Range<u32>) -> Result<(), Unmade> {
+    for partition in partitions {
+        match make_directory(fs, &names::partition_dir(TopicPartition { topic, partition })) {
+            Err(Unmade::Failed(e)) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+    }
+    Ok(())
 }
 
 /// A sync that failed is never repeated, not even for want of space: the log stops.
-fn sync_directories(fs: &dyn Fs, topic: Uuid) -> Result<(), Unmade> {
-    fault::synced("sync:topics-dir", || fs.sync_dir(names::TOPICS)).map_err(Unmade::Failed)?;
-    fault::synced("sync:topic-dir", || fs.sync_dir(&names::topic_dir(topic))).map_err(Unmade::Failed)
+fn sync_directory(fs: &dyn Fs, site: &'static str, path: &str) -> Result<(), Unmade> {
+    fault::synced(site, || fs.sync_dir(path)).map_err(Unmade::Failed)
 }
 
 pub(crate) fn read(
@@ -399,12 +455,7 @@ pub(crate) fn read(
     };
     let nothing = ReadBatches { batches: Bytes::new(), aborted: Vec::new(), next: from, offsets };
     let Some(segment) = segment else { return Ok(nothing) };
-    let failed = |e: FileError| match e {
-        // The topic was deleted meanwhile, and its files with it.
-        _ if shared.released.read().partition(tp).is_none() => ReadError::UnknownPartition(tp),
-        FileError::Corrupt(corruption) => ReadError::Corrupt { partition: tp, corruption },
-        FileError::Io { file, source } => ReadError::Io { file, source },
-    };
+    let failed = |e: FileError| unreadable(shared, tp, e);
     let id_of = |s: &Segment| SegmentId { tp, base: s.base, revision: s.revision };
     let wanted = Wanted { from: from.offset, until, bytes_max };
     let (batches, next, leader_epoch) =
@@ -420,6 +471,38 @@ pub(crate) fn read(
     aborted.retain(|r| r.first < next && r.last >= first);
     aborted.sort_unstable_by_key(|r| r.first);
     Ok(ReadBatches { batches, aborted, next: Position { leader_epoch, offset: next }, offsets })
+}
+
+pub(crate) fn position_at(
+    shared: &Shared,
+    tp: TopicPartition,
+    timestamp: i64,
+) -> Result<Option<Position>, ReadError> {
+    let (segments, log_start) = {
+        let state = shared.released.read();
+        let p = state.partition(tp).ok_or(ReadError::UnknownPartition(tp))?;
+        (p.segments.clone(), p.log_start)
+    };
+    for s in segments.iter().filter(|s| s.end > log_start) {
+        let id = SegmentId { tp, base: s.base, revision: s.revision };
+        let found = shared.segments.find_time(id, s, timestamp);
+        let found = found.map_err(|e| unreadable(shared, tp, e))?;
+        if let Some(offset) = found.filter(|offset| *offset >= log_start) {
+            let state = shared.released.read();
+            let p = state.partition(tp).ok_or(ReadError::UnknownPartition(tp))?;
+            return Ok(Some(Position { leader_epoch: p.epoch_before(offset), offset }));
+        }
+    }
+    Ok(None)
+}
+
+fn unreadable(shared: &Shared, tp: TopicPartition, error: FileError) -> ReadError {
+    match error {
+        // The topic was deleted meanwhile, and its files with it.
+        _ if shared.released.read().partition(tp).is_none() => ReadError::UnknownPartition(tp),
+        FileError::Corrupt(corruption) => ReadError::Corrupt { partition: tp, corruption },
+        FileError::Io { file, source } => ReadError::Io { file, source },
+    }
 }
 
 /// The threads of a log: each steps its machine and sleeps while there is nothing to do.

@@ -27,7 +27,7 @@ use std::collections::HashMap;
 
 pub(crate) use expire::Expire;
 pub(crate) use producer::{AppendBatch, checked};
-pub(crate) use topic::{CreateTopic, DeleteTopic, check as check_topic};
+pub(crate) use topic::{AlterTopic, CreateTopic, DeleteTopic, check as check_topic, check_alter};
 pub(crate) use txn::{AbortUnasked, aborts_at_open};
 
 /// The last producer epoch; the bump after it takes the next producer id.

@@ -3,7 +3,7 @@
 //! ```text
 //! entry (placed by State) ──▶ .log      the batches, one after the other
 //!                             .headcrc  a value per batch, over the bytes its crc leaves out
-//!                             .index    every 4 KiB: offset -> position
+//!                             .index    every 4 KiB: offset, largest time so far -> position
 //!                             .txnindex aborted ranges, when the segment closes
 //! ```
 //!
@@ -55,6 +55,8 @@ struct OpenSegment {
     bytes: u64,
     index: Vec<IndexEntry>,
     heads: Vec<u32>,
+    /// The largest timestamp of its records.
+    time: i64,
     index_written: usize,
     heads_written: usize,
 }
@@ -236,7 +238,16 @@ impl Segments {
 impl OpenSegment {
     fn new(id: SegmentId) -> Self {
         let seed = Seed::of(id);
-        Self { id, seed, bytes: 0, index: Vec::new(), heads: Vec::new(), index_written: 0, heads_written: 0 }
+        Self {
+            id,
+            seed,
+            bytes: 0,
+            index: Vec::new(),
+            heads: Vec::new(),
+            time: i64::MIN,
+            index_written: 0,
+            heads_written: 0,
+        }
     }
 
     fn note(&mut self, batch: &StoredBatch) {
@@ -244,6 +255,7 @@ impl OpenSegment {
         let ordinal = u32::try_from(self.heads.len()).expect("a segment holds fewer than 2^32 batches");
         self.heads.push(self.seed.head(ordinal, self.bytes, &batch.head));
         self.note_index(offset, ordinal, self.bytes);
+        self.time = self.time.max(batch.facts().time());
         self.bytes += batch.len();
     }
 
@@ -251,7 +263,7 @@ impl OpenSegment {
         // Compressed batches can claim any number of offsets. What lies too far from the base is found by walking.
         let near = u32::try_from(offset - self.id.base).is_ok();
         if near && self.index.last().is_none_or(|e| at - e.at >= INDEX_EVERY) {
-            self.index.push(IndexEntry { offset, at, ordinal });
+            self.index.push(IndexEntry { offset, at, ordinal, time_before: self.time });
         }
     }
 }

@@ -123,6 +123,27 @@ impl NewTopic {
     }
 }
 
+/// What is to change about a topic; none keeps what is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TopicChange {
+    /// How many partitions: never fewer than there are. New ones begin empty, and keys hash to other partitions.
+    pub partitions: Option<u32>,
+    /// For the batches that come; a segment that is larger already takes no more of them.
+    pub segment_bytes_max: Option<u64>,
+    /// What becomes of old records.
+    pub cleanup: Option<Cleanup>,
+}
+
+/// What deleting a topic does where somebody depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IfUsed {
+    /// Refused while a group has offsets in it or an open transaction touches it.
+    #[default]
+    Refuse,
+    /// Its partitions leave the open transactions, its offsets leave the groups, in the same entry.
+    Delete,
+}
+
 /// A topic that exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicInfo {

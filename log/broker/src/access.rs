@@ -460,6 +460,14 @@ impl Broker for Access {
         .await
     }
 
+    async fn delete_topic(&self, request: DeleteTopic) -> Result<(), BrokerError> {
+        self.call(|broker| async move { broker.delete_topic(request).await }).await
+    }
+
+    async fn alter_topic(&self, request: AlterTopic) -> Result<Topic, BrokerError> {
+        self.call(|broker| async move { broker.alter_topic(request).await }).await
+    }
+
     async fn topics(&self) -> Result<Vec<Topic>, BrokerError> {
         self.call(|broker| async move { broker.topics().await }).await
     }

@@ -16,8 +16,8 @@
 //!   [`BrokerError::OldConnection`].
 //! * A refusal of one partition does not refuse the others: their results stand beside it.
 //!
-//! Not here yet: group membership (a group is a name with offsets), deleting and altering topics, look-up by time, and
-//! ends that keep the epoch for clients of the older Kafka protocol: every end bumps it.
+//! Not here yet: group membership (a group is a name with offsets), and ends that keep the epoch for clients of the
+//! older Kafka protocol: every end bumps it.
 
 use std::fmt;
 
@@ -37,6 +37,13 @@ pub trait Broker: Send + Sync + 'static {
     #[rpc(idempotent, timeout = "10s")]
     async fn topics(&self) -> Result<Vec<Topic>, BrokerError>;
 
+    /// Deletes a topic with everything in it, durably on return; its files go after the next checkpoints. Names its
+    /// identity, so that asked again it does not delete a younger topic of the same name; one that is gone is no error.
+    async fn delete_topic(&self, request: DeleteTopic) -> Result<(), BrokerError>;
+
+    /// Changes a topic, durably on return. Asked again it changes nothing more.
+    async fn alter_topic(&self, request: AlterTopic) -> Result<Topic, BrokerError>;
+
     /// One topic with the offsets of its partitions.
     #[rpc(idempotent, timeout = "10s")]
     async fn describe(&self, name: String) -> Result<TopicDescription, BrokerError>;
@@ -51,8 +58,8 @@ pub trait Broker: Send + Sync + 'static {
     #[rpc(idempotent, timeout = "40s")]
     async fn fetch(&self, request: Fetch) -> Result<(Fetched, Attachment), BrokerError>;
 
-    /// The earliest, latest or last stable position of many partitions.
-    #[rpc(idempotent, timeout = "10s")]
+    /// The earliest, latest or last stable position of many partitions, or that of a time.
+    #[rpc(idempotent, timeout = "30s")]
     async fn list_offsets(&self, request: ListOffsets) -> Result<ListedOffsets, BrokerError>;
 
     /// Commits a group's positions, at once or as part of a producer's open transaction.
@@ -195,6 +202,38 @@ impl NewTopic {
         self.if_exists = IfExists::Keep;
         self
     }
+}
+
+/// What deleting a topic does where somebody depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Wire)]
+pub enum IfUsed {
+    /// Refuses with [`BrokerError::TopicInUse`] while a group has offsets in it or an open transaction touches it.
+    #[default]
+    Refuse,
+    /// Its partitions leave the open transactions, its offsets leave the groups, all in one step.
+    Delete,
+}
+
+/// A topic to delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Wire)]
+pub struct DeleteTopic {
+    /// Its identity.
+    pub topic: TopicId,
+    /// What happens where it is in use.
+    pub if_used: IfUsed,
+}
+
+/// What to change about a topic; none keeps what is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Wire)]
+pub struct AlterTopic {
+    /// Its identity.
+    pub topic: TopicId,
+    /// How many partitions: never fewer than there are. New ones begin empty, and keys hash to other partitions.
+    pub partitions: Option<u32>,
+    /// Where a segment rolls, for the batches that come.
+    pub segment_bytes_max: Option<u64>,
+    /// What becomes of old records.
+    pub cleanup: Option<Cleanup>,
 }
 
 /// A topic as it is.
@@ -383,6 +422,9 @@ pub enum At {
     Latest,
     /// The last stable offset.
     Stable,
+    /// The first record that is not older than this, in milliseconds since the epoch, among those below the high
+    /// watermark; those of open and aborted transactions count, too.
+    Time(i64),
 }
 
 /// Asks for positions.
@@ -399,6 +441,8 @@ pub struct ListOffsets {
 pub enum ListedOffset {
     /// The place asked for.
     Found(Position),
+    /// Every record is older than the time asked for; the place of the high watermark.
+    AllOlder(Position),
     /// Why not.
     Refused(PartitionError),
 }

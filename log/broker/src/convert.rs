@@ -93,6 +93,15 @@ impl From<log::TopicInfo> for Topic {
     }
 }
 
+impl From<IfUsed> for log::IfUsed {
+    fn from(from: IfUsed) -> Self {
+        match from {
+            IfUsed::Refuse => log::IfUsed::Refuse,
+            IfUsed::Delete => log::IfUsed::Delete,
+        }
+    }
+}
+
 impl From<NewTopic> for log::NewTopic {
     fn from(from: NewTopic) -> Self {
         let segment_bytes_max = from.segment_bytes_max.unwrap_or(match from.cleanup {
@@ -198,6 +207,9 @@ pub(crate) fn refused(error: log::WriteError, who: Option<ProducerIdentity>) -> 
         WriteError::Refused(refusal) => match refusal {
             Refusal::UnknownPartition(of) => unknown(of),
             Refusal::TopicExists(topic) => BrokerError::TopicExists { topic },
+            Refusal::TopicInUse { topic, groups, transactions } => {
+                BrokerError::TopicInUse { topic, groups, transactions }
+            }
             Refusal::OutOfOrder { partition, expected, found, .. } => {
                 BrokerError::OutOfOrder { partition: partition.to_string(), expected, found }
             }

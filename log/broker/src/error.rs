@@ -79,6 +79,17 @@ pub enum BrokerError {
         /// First not yet released.
         high_watermark: i64,
     },
+    /// Somebody depends on the topic that is to be deleted.
+    #[error("topic {topic:?} is in use{}", used_by(groups, transactions))]
+    #[wire(code = 16)]
+    TopicInUse {
+        /// Its name.
+        topic: String,
+        /// Groups with offsets in it.
+        groups: Vec<String>,
+        /// Transactional ids whose open transaction touches it.
+        transactions: Vec<String>,
+    },
 
     // Resend from the first unacked batch, or take a new epoch.
     /// The batch's sequence is neither the next one nor one of the last five batches.
@@ -154,6 +165,18 @@ pub enum BrokerError {
     Rpc(#[from] RpcError),
 }
 
+fn used_by(groups: &[String], transactions: &[String]) -> String {
+    let mut text = String::new();
+    if !groups.is_empty() {
+        text += &format!(": offsets are committed in it by {}", groups.join(", "));
+    }
+    if !transactions.is_empty() {
+        let begins = if groups.is_empty() { ":" } else { ";" };
+        text += &format!("{begins} a transaction touches it that {} has open", transactions.join(", "));
+    }
+    text
+}
+
 /// What a caller does about a [`BrokerError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reaction {
@@ -188,6 +211,7 @@ impl BrokerError {
             | UnknownTopic { .. }
             | UnknownPartition { .. }
             | TopicExists { .. }
+            | TopicInUse { .. }
             | PositionDoesNotHold { .. }
             | OutOfRange { .. } => Reaction::Correct,
             OutOfOrder { .. } | OldConnection { .. } => Reaction::Resend,

@@ -156,12 +156,16 @@ impl LocalBroker {
         })
     }
 
-    async fn read_blocking(&self, request: &Arc<Fetch>) -> Result<(Fetched, Vec<Bytes>), BrokerError> {
+    /// Runs `read`, which touches files, on a blocking thread.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Log) -> T + Send + 'static,
+    ) -> Result<T, BrokerError> {
         let permit = self.shared.reads.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let (log, request) = (self.log.clone(), request.clone());
+        let log = self.log.clone();
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            Self::read(&log, &request)
+            read(&log)
         })
         .await
         .map_err(|e| BrokerError::Stopped { what: format!("a read panicked: {e}") })
@@ -180,7 +184,30 @@ impl LocalBroker {
             At::Stable => Position::unchecked(offsets.last_stable),
             At::Earliest if offsets.log_start == 0 => Position::START,
             At::Earliest => Position::unchecked(offsets.log_start),
+            At::Time(_) => unreachable!("a time is looked up in files"),
         })
+    }
+}
+
+impl From<Result<Position, BrokerError>> for ListedOffset {
+    fn from(found: Result<Position, BrokerError>) -> Self {
+        match found {
+            Ok(position) => ListedOffset::Found(position),
+            Err(error) => ListedOffset::Refused(error.into()),
+        }
+    }
+}
+
+/// The place of a time. Blocks on files.
+fn at_time(log: &Log, of: TopicPartition, timestamp: i64) -> ListedOffset {
+    let found = log.position_at(of.into(), timestamp).map_err(unreadable);
+    match found {
+        Ok(Some(position)) => ListedOffset::Found(position.into()),
+        Ok(None) => match log.offsets(of.into()).map_err(unreadable) {
+            Ok(offsets) => ListedOffset::AllOlder(offsets.end.into()),
+            Err(error) => ListedOffset::Refused(error.into()),
+        },
+        Err(error) => ListedOffset::Refused(error.into()),
     }
 }
 
@@ -214,6 +241,22 @@ impl Broker for LocalBroker {
             }
             Err(error) => Err(refused(error, None)),
         }
+    }
+
+    async fn delete_topic(&self, request: DeleteTopic) -> Result<(), BrokerError> {
+        let deleted = self.log.delete_topic(request.topic.into(), request.if_used.into());
+        deleted.await.map_err(|e| refused(e, None))
+    }
+
+    async fn alter_topic(&self, request: AlterTopic) -> Result<Topic, BrokerError> {
+        let AlterTopic { topic, partitions, segment_bytes_max, cleanup } = request;
+        let change = log::TopicChange { partitions, segment_bytes_max, cleanup: cleanup.map(Into::into) };
+        self.log.alter_topic(topic.into(), change).await.map(Into::into).map_err(|e| match e {
+            log::WriteError::Refused(log::Refusal::UnknownPartition(_)) => {
+                BrokerError::UnknownTopic { topic: topic.to_string() }
+            }
+            e => refused(e, None),
+        })
     }
 
     async fn topics(&self) -> Result<Vec<Topic>, BrokerError> {
@@ -277,7 +320,10 @@ impl Broker for LocalBroker {
         let mut late = request.wait_ms_max == 0;
         loop {
             if late || self.is_readable(&request) {
-                let (fetched, parts) = self.read_blocking(&request).await?;
+                let (fetched, parts) = {
+                    let request = request.clone();
+                    self.blocking(move |log| Self::read(log, &request)).await?
+                };
                 let moved = |(got, asked): (&FetchedPartition, &FetchPartition)| {
                     got.bytes > 0 || got.error.is_some() || got.next != asked.position
                 };
@@ -291,14 +337,13 @@ impl Broker for LocalBroker {
 
     async fn list_offsets(&self, request: ListOffsets) -> Result<ListedOffsets, BrokerError> {
         bounded(request.partitions.len())?;
-        let offsets = request
-            .partitions
-            .iter()
-            .map(|&of| match self.position(of, request.at) {
-                Ok(position) => ListedOffset::Found(position),
-                Err(error) => ListedOffset::Refused(error.into()),
-            })
-            .collect();
+        let ListOffsets { partitions, at } = request;
+        if let At::Time(timestamp) = at {
+            let listed =
+                self.blocking(move |log| partitions.iter().map(|&of| at_time(log, of, timestamp)).collect());
+            return Ok(ListedOffsets { offsets: listed.await? });
+        }
+        let offsets = partitions.iter().map(|&of| self.position(of, at).into()).collect();
         Ok(ListedOffsets { offsets })
     }
 

@@ -29,6 +29,10 @@ macro_rules! suite {
 
 suite! {
     topics_are_created_listed_and_described;
+    topics_are_deleted_and_their_names_used_again;
+    a_topic_in_use_is_deleted_only_on_demand;
+    topics_are_altered;
+    positions_are_found_by_time;
     appended_batches_come_back_byte_for_byte;
     a_batch_sent_twice_is_there_once;
     sequences_out_of_order_move_nothing;
@@ -66,6 +70,148 @@ async fn topics_are_created_listed_and_described(host: &impl Host) {
     assert!(described.offsets.iter().all(|o| (o.log_start, o.high_watermark, o.last_stable) == (0, 0, 0)));
     let unknown = within(broker.describe("c".into())).await;
     assert_eq!(unknown, Err(BrokerError::UnknownTopic { topic: "c".into() }));
+}
+
+async fn topics_are_deleted_and_their_names_used_again(host: &impl Host) {
+    let (broker, reader) = (host.connect().await, host.connect().await);
+    let old = topic(&broker, "t", 2).await;
+    let who = plain(&broker).await;
+    send(&broker, who, old.partition(0), batch(who, 0, false, &["old"])).await.unwrap();
+    let tp = old.partition(0);
+    let waiting = tokio::spawn(async move {
+        let end = Position::unchecked(1);
+        fetch(&reader, tp, end, Isolation::ReadCommitted, Duration::from_secs(15)).await
+    });
+    let request = DeleteTopic { topic: old.id, if_used: IfUsed::Refuse };
+    assert_eq!(within(broker.delete_topic(request)).await, Ok(()));
+    // Whoever waits for its next record is told.
+    let told = within(waiting).await.unwrap();
+    assert!(matches!(told, Err(BrokerError::UnknownPartition { .. })), "{told:?}");
+    let gone = within(broker.describe("t".into())).await;
+    assert_eq!(gone, Err(BrokerError::UnknownTopic { topic: "t".into() }));
+    let new = topic(&broker, "t", 1).await;
+    assert_ne!(new.id, old.id);
+    // A late repeat of the request, and everything else that means the old one, does not touch the new one.
+    assert_eq!(within(broker.delete_topic(request)).await, Ok(()));
+    assert_eq!(within(broker.topics()).await, Ok(vec![new.clone()]));
+    let stale =
+        fetch(&broker, old.partition(0), Position::START, Isolation::ReadCommitted, Duration::ZERO).await;
+    assert!(matches!(stale, Err(BrokerError::UnknownPartition { .. })), "{stale:?}");
+    let stale = send(&broker, who, old.partition(0), batch(who, 1, false, &["late"])).await;
+    assert!(matches!(stale, Err(BrokerError::UnknownPartition { .. })), "{stale:?}");
+    let commit = CommitOffsets {
+        group: "g".into(),
+        transaction: None,
+        offsets: vec![offset(old.partition(0), Position::unchecked(1), "")],
+    };
+    let stale = within(broker.commit_offsets(commit)).await;
+    assert!(matches!(stale, Err(BrokerError::UnknownPartition { .. })), "{stale:?}");
+    // Sequences begin again, and so do offsets.
+    assert_eq!(send(&broker, who, new.partition(0), batch(who, 0, false, &["new"])).await, Ok((0, false)));
+    assert_eq!(read_all(&broker, new.partition(0), Isolation::ReadCommitted).await, ["new"]);
+}
+
+async fn a_topic_in_use_is_deleted_only_on_demand(host: &impl Host) {
+    let broker = host.connect().await;
+    let (input, output) = (topic(&broker, "in", 1).await, topic(&broker, "out", 1).await);
+    let delete = |topic: &Topic, if_used| {
+        let request = DeleteTopic { topic: topic.id, if_used };
+        within(broker.delete_topic(request))
+    };
+    let start = || vec![offset(input.partition(0), Position::START, "m")];
+    let commit = CommitOffsets { group: "g".into(), transaction: None, offsets: start() };
+    within(broker.commit_offsets(commit)).await.unwrap();
+    let who = transactional(&broker, "job").await;
+    send(&broker, who, output.partition(0), batch(who, 0, true, &["a"])).await.unwrap();
+    let add = CommitOffsets {
+        group: "h".into(),
+        transaction: Some(TransactionalIdentity { transactional_id: "job".into(), producer: who }),
+        offsets: start(),
+    };
+    within(broker.commit_offsets(add)).await.unwrap();
+    let in_use = |topic: &str, groups: &[&str], transactions: &[&str]| {
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let (groups, transactions) = (owned(groups), owned(transactions));
+        Err(BrokerError::TopicInUse { topic: topic.to_owned(), groups, transactions })
+    };
+    assert_eq!(delete(&input, IfUsed::Refuse).await, in_use("in", &["g"], &["job"]));
+    assert_eq!(delete(&output, IfUsed::Refuse).await, in_use("out", &[], &["job"]));
+    assert_eq!(delete(&input, IfUsed::Delete).await, Ok(()));
+    assert_eq!(delete(&output, IfUsed::Delete).await, Ok(()));
+    assert_eq!(within(broker.topics()).await, Ok(vec![]));
+    // The transaction goes on without them, and what it held of them is not committed.
+    let other = topic(&broker, "other", 1).await;
+    send(&broker, who, other.partition(0), batch(who, 0, true, &["b"])).await.unwrap();
+    let ended = end(&broker, "job", who, End::Commit).await.unwrap();
+    assert_eq!(ended.outcome, Outcome::Committed);
+    assert_eq!(read_all(&broker, other.partition(0), Isolation::ReadCommitted).await, ["b"]);
+    for group in ["g", "h"] {
+        let request = FetchOffsets { group: group.into(), stable: Stable::Wait(15_000) };
+        assert_eq!(within(broker.fetch_offsets(request)).await.unwrap().offsets, []);
+    }
+}
+
+async fn topics_are_altered(host: &impl Host) {
+    let broker = host.connect().await;
+    let before = topic(&broker, "t", 1).await;
+    let who = plain(&broker).await;
+    send(&broker, who, before.partition(0), batch(who, 0, false, &["a"])).await.unwrap();
+    let none = AlterTopic { topic: before.id, partitions: None, segment_bytes_max: None, cleanup: None };
+    let alter = |request| within(broker.alter_topic(request));
+    assert_eq!(alter(none).await, Ok(before.clone()));
+    let more = AlterTopic { partitions: Some(3), segment_bytes_max: Some(1 << 20), ..none };
+    let after = Topic { partitions: 3, segment_bytes_max: 1 << 20, ..before.clone() };
+    assert_eq!(alter(more).await, Ok(after.clone()));
+    assert_eq!(alter(more).await, Ok(after.clone()), "asked again");
+    let fewer = alter(AlterTopic { partitions: Some(2), ..none }).await;
+    assert!(
+        matches!(&fewer, Err(BrokerError::Invalid { what }) if what.contains("cannot become 2")),
+        "{fewer:?}"
+    );
+    let none_left = alter(AlterTopic { segment_bytes_max: Some(0), ..none }).await;
+    assert!(matches!(none_left, Err(BrokerError::Invalid { .. })), "{none_left:?}");
+    let compacted = alter(AlterTopic { cleanup: Some(Cleanup::Compact), ..none }).await;
+    assert_eq!(compacted, Ok(Topic { cleanup: Cleanup::Compact, ..after }));
+    let unknown = alter(AlterTopic { topic: TopicId(7), ..none }).await;
+    assert!(matches!(unknown, Err(BrokerError::UnknownTopic { .. })), "{unknown:?}");
+    // What was there is there, and the new partitions take records.
+    send(&broker, who, before.partition(2), batch(who, 0, false, &["c"])).await.unwrap();
+    assert_eq!(read_all(&broker, before.partition(0), Isolation::ReadCommitted).await, ["a"]);
+    assert_eq!(read_all(&broker, before.partition(1), Isolation::ReadCommitted).await, [""; 0]);
+    assert_eq!(read_all(&broker, before.partition(2), Isolation::ReadCommitted).await, ["c"]);
+    assert_eq!(within(broker.describe("t".into())).await.unwrap().offsets.len(), 3);
+}
+
+async fn positions_are_found_by_time(host: &impl Host) {
+    let broker = host.connect().await;
+    let topic = topic(&broker, "t", 2).await;
+    let tp = topic.partition(0);
+    let who = plain(&broker).await;
+    let mut sequence = 0;
+    // Times of the records of each batch; the third batch is older than the second.
+    for times in [&[10, 20, 15][..], &[30, 31], &[12, 25], &[40, 50, 60]] {
+        let batch = timed(who, sequence, times);
+        send(&broker, who, tp, batch).await.unwrap();
+        sequence += i32::try_from(times.len()).unwrap();
+    }
+    let at = async |partition, time| {
+        let request = ListOffsets { partitions: vec![partition], at: At::Time(time) };
+        within(broker.list_offsets(request)).await.unwrap().offsets.remove(0)
+    };
+    for (time, offset) in
+        [(i64::MIN, 0), (0, 0), (10, 0), (11, 1), (20, 1), (21, 3), (31, 4), (32, 7), (60, 9)]
+    {
+        let ListedOffset::Found(position) = at(tp, time).await else { panic!("time {time}") };
+        assert_eq!(position.offset, offset, "time {time}");
+        let read = fetch(&broker, tp, position, Isolation::ReadCommitted, Duration::ZERO).await;
+        assert!(read.is_ok(), "the position of time {time} holds: {read:?}");
+    }
+    for time in [61, i64::MAX] {
+        assert!(matches!(at(tp, time).await, ListedOffset::AllOlder(end) if end.offset == 10), "time {time}");
+    }
+    assert!(matches!(at(topic.partition(1), 0).await, ListedOffset::AllOlder(Position::START)));
+    let ListedOffset::Refused(error) = at(topic.partition(9), 0).await else { panic!("no such partition") };
+    assert!(matches!(error.into_error(), BrokerError::UnknownPartition { .. }));
 }
 
 async fn appended_batches_come_back_byte_for_byte(host: &impl Host) {

@@ -141,6 +141,10 @@ fn change(change: &Change) -> String {
             plural((*partitions).into(), "partition", "partitions")
         ),
         Change::DeleteTopic { uuid } => format!("delete topic {uuid}"),
+        Change::AlterTopic { uuid, partitions, segment_bytes_max, cleanup } => format!(
+            "alter topic {uuid}: {}, segments up to {segment_bytes_max} bytes, cleanup {cleanup:?}",
+            plural((*partitions).into(), "partition", "partitions")
+        ),
         Change::Init { transactional_id, producer: p, replaces, .. } => {
             let mut text = format!("init {}", producer(p));
             if let Some(id) = transactional_id {

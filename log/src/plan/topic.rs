@@ -1,10 +1,10 @@
-//! Topics come and go.
+//! Topics come, change and go.
 
 use super::{Context, Plan, Request};
 use crate::entry::Change;
 use crate::error::Refusal;
-use crate::state::State;
-use crate::types::{Mode, NewTopic, TopicInfo};
+use crate::state::{State, Txn};
+use crate::types::{IfUsed, Mode, NewTopic, TopicChange, TopicInfo, TopicPartition};
 use uuid::Uuid;
 
 #[derive(Debug)]
@@ -16,6 +16,15 @@ pub(crate) struct CreateTopic {
 #[derive(Debug)]
 pub(crate) struct DeleteTopic {
     pub uuid: Uuid,
+    pub if_used: IfUsed,
+}
+
+#[derive(Debug)]
+pub(crate) struct AlterTopic {
+    pub uuid: Uuid,
+    pub alter: TopicChange,
+    /// So many partitions have their directories.
+    pub directories: u32,
 }
 
 /// Is this a topic the log can make? Checked before its directories are.
@@ -25,17 +34,36 @@ pub(crate) fn check(topic: &NewTopic) -> Result<(), Refusal> {
     if !(1..=249).contains(&name.len()) || !name.bytes().all(of_name) || name == "." || name == ".." {
         return Err(Refusal::BadName(topic.name.clone()));
     }
-    if !(1..=NewTopic::PARTITIONS_MAX).contains(&topic.partitions) {
-        let most = NewTopic::PARTITIONS_MAX;
-        return Err(Refusal::Invalid(format!("{} partitions are not 1 to {most}", topic.partitions)));
-    }
-    if topic.segment_bytes_max == 0 || topic.segment_bytes_max > u64::from(u32::MAX >> 1) {
-        return Err(Refusal::Invalid(format!("segments of {} bytes", topic.segment_bytes_max)));
-    }
+    check_numbers(topic.partitions, topic.segment_bytes_max)?;
     match topic.mode {
         Mode::Durable => Ok(()),
         _ => Err(Refusal::Invalid("only topics of mode durable can be created so far".into())),
     }
+}
+
+fn check_numbers(partitions: u32, segment_bytes_max: u64) -> Result<(), Refusal> {
+    if !(1..=NewTopic::PARTITIONS_MAX).contains(&partitions) {
+        let most = NewTopic::PARTITIONS_MAX;
+        return Err(Refusal::Invalid(format!("{partitions} partitions are not 1 to {most}")));
+    }
+    if segment_bytes_max == 0 || segment_bytes_max > u64::from(u32::MAX >> 1) {
+        return Err(Refusal::Invalid(format!("segments of {segment_bytes_max} bytes")));
+    }
+    Ok(())
+}
+
+/// Is this a change that a topic can take? Its partitions, as far as is known.
+pub(crate) fn check_alter(alter: &TopicChange, topic: &TopicInfo) -> Result<(), Refusal> {
+    let partitions = alter.partitions.unwrap_or(topic.partitions);
+    if partitions < topic.partitions {
+        let what = format!(
+            "topic {} has {} partitions, which cannot become {partitions}: the records of those that went would be lost, \
+             and the offsets that readers committed in them",
+            topic.name, topic.partitions
+        );
+        return Err(Refusal::Invalid(what));
+    }
+    check_numbers(partitions, alter.segment_bytes_max.unwrap_or(topic.segment_bytes_max))
 }
 
 impl Request for CreateTopic {
@@ -73,9 +101,58 @@ impl Request for DeleteTopic {
     type Answer = ();
 
     fn plan(&self, s: &State, with: &mut Context) -> Plan<()> {
-        if !s.topics.contains_key(&self.uuid) {
+        let Some(topic) = s.topics.get(&self.uuid) else {
             return Plan::Rests { n: s.n, answer: () };
+        };
+        if self.if_used == IfUsed::Refuse {
+            let (groups, transactions) = users(s, self.uuid);
+            if !groups.is_empty() || !transactions.is_empty() {
+                let refusal = Refusal::TopicInUse { topic: topic.name.clone(), groups, transactions };
+                return Plan::Refused { n: s.n, error: refusal.into() };
+            }
         }
         Plan::Entry { entry: with.entry(Change::DeleteTopic { uuid: self.uuid }), answer: () }
+    }
+}
+
+/// The groups with offsets in a topic, and the transactional ids whose open transaction touches it.
+fn users(s: &State, topic: Uuid) -> (Vec<String>, Vec<String>) {
+    let in_topic = |tp: &TopicPartition| tp.topic == topic;
+    let groups = s.groups.iter().filter(|(_, offsets)| offsets.keys().any(in_topic));
+    let touches = |txn: &Txn| {
+        txn.partitions.keys().any(in_topic) || txn.offsets.values().any(|of| of.keys().any(in_topic))
+    };
+    let owners = s.owners.iter().filter(|(_, owner)| owner.txn.as_ref().is_some_and(touches));
+    (groups.map(|(id, _)| id.clone()).collect(), owners.map(|(id, _)| id.clone()).collect())
+}
+
+impl Request for AlterTopic {
+    type Answer = TopicInfo;
+
+    fn plan(&self, s: &State, with: &mut Context) -> Plan<TopicInfo> {
+        let partition = TopicPartition { topic: self.uuid, partition: 0 };
+        let unknown = Plan::Refused { n: s.n, error: Refusal::UnknownPartition(partition).into() };
+        let Some(topic) = s.topics.get(&self.uuid) else { return unknown };
+        let mut answer = topic.info(self.uuid);
+        if let Err(why) = check_alter(&self.alter, &answer) {
+            return Plan::Refused { n: s.n, error: why.into() };
+        }
+        let before = answer.clone();
+        answer.partitions = self.alter.partitions.unwrap_or(answer.partitions);
+        answer.segment_bytes_max = self.alter.segment_bytes_max.unwrap_or(answer.segment_bytes_max);
+        answer.cleanup = self.alter.cleanup.unwrap_or(answer.cleanup);
+        if answer.partitions > before.partitions.max(self.directories) {
+            return unknown; // it was not there when its directories were to be made
+        }
+        if answer == before {
+            return Plan::Rests { n: s.n, answer };
+        }
+        let entry = with.entry(Change::AlterTopic {
+            uuid: self.uuid,
+            partitions: answer.partitions,
+            segment_bytes_max: answer.segment_bytes_max,
+            cleanup: answer.cleanup,
+        });
+        Plan::Entry { entry, answer }
     }
 }

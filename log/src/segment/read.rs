@@ -2,7 +2,7 @@
 
 use super::sidecars::{self, HEADCRC, INDEX, IndexEntry, Seed, TXN};
 use super::{Missing, OpenSegment, Segments};
-use crate::batch::{self, BatchHeader, HEADER_BYTES};
+use crate::batch::{self, BatchError, BatchHeader, HEADER_BYTES, OpenBatch};
 use crate::entry::HEAD;
 use crate::error::Corruption;
 use crate::fs::File;
@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// Bytes read at once while walking over batches.
 const CHUNK: u64 = 1 << 20;
+/// Most bytes of one batch's records, opened to look for a time.
+const OPEN_BYTES_MAX: usize = 64 << 20;
 /// Remembered places where readers stopped.
 const CURSORS_MAX: usize = 4096;
 
@@ -35,6 +37,16 @@ pub(crate) struct Wanted {
     /// Batches that begin here or later are not wanted.
     pub until: i64,
     pub bytes_max: usize,
+}
+
+/// The place of a segment's first batch.
+fn first_of(base: i64) -> IndexEntry {
+    IndexEntry { offset: base, at: 0, ordinal: 0, time_before: i64::MIN }
+}
+
+/// See [`Facts::time`](crate::entry::Facts::time).
+fn time_of(header: &BatchHeader) -> i64 {
+    if header.is_control() { i64::MIN } else { header.max_timestamp }
 }
 
 struct Walked {
@@ -160,8 +172,9 @@ impl Segments {
         // Walk over what the sidecars do not cover; all of it where a value has to be computed again.
         let from = match open.index.last() {
             Some(e) if whole => *e,
-            _ => IndexEntry { offset: id.base, at: 0, ordinal: 0 },
+            _ => first_of(id.base),
         };
+        open.time = from.time_before;
         open.heads = stored.iter().map_while(|h| *h).collect();
         let mut walk = from;
         while walk.at < s.bytes {
@@ -175,6 +188,7 @@ impl Segments {
                     open.heads.push(value);
                 }
                 open.note_index_after(w.header.base_offset, w.ordinal, w.at);
+                open.time = open.time.max(time_of(&w.header));
             }
             walk = next;
         }
@@ -224,7 +238,8 @@ impl Segments {
                 return bad(format!("offsets up to {}", s.end), format!("{first} to {after}"));
             }
             walked.push(Walked { header, at, ordinal: next.ordinal });
-            next = IndexEntry { offset: after, at: end, ordinal: next.ordinal + 1 };
+            let time_before = next.time_before.max(time_of(&header));
+            next = IndexEntry { offset: after, at: end, ordinal: next.ordinal + 1, time_before };
         }
     }
 
@@ -272,7 +287,9 @@ impl Segments {
                 self.check_batch(id, w.at, w.ordinal, &chunk[from..to], head)?;
             }
             let next = last.header.next_offset();
-            self.remember(id, IndexEntry { offset: next, at: end_of(last), ordinal: last.ordinal + 1 });
+            // A place to go on reading from; nobody asks it for a time.
+            let (at_next, ordinal) = (end_of(last), last.ordinal + 1);
+            self.remember(id, IndexEntry { offset: next, at: at_next, ordinal, time_before: i64::MIN });
             let bytes = chunk.slice(to_usize(first.at - at)..to_usize(end_of(last) - at));
             return Ok((bytes, next, last.header.leader_epoch));
         }
@@ -292,17 +309,28 @@ impl Segments {
 
     /// A batch at or before the one that holds `offset`.
     fn locate(&self, id: SegmentId, s: &Segment, offset: i64) -> Result<IndexEntry, FileError> {
-        let start = IndexEntry { offset: s.base, at: 0, ordinal: 0 };
         if offset <= s.base {
-            return Ok(start);
+            return Ok(first_of(s.base));
         }
         if let Some(place) = self.cursors.lock().get(&(id, offset)) {
             return Ok(*place);
         }
+        self.last_indexed(id, s, |e| e.offset <= offset)
+    }
+
+    /// The last entry of the index for which `before` holds, as it does for a front part of them; the segment's
+    /// first batch if it holds for none.
+    fn last_indexed(
+        &self,
+        id: SegmentId,
+        s: &Segment,
+        before: impl Fn(&IndexEntry) -> bool,
+    ) -> Result<IndexEntry, FileError> {
+        let start = first_of(s.base);
         if let Some(open) = self.open.read().get(&id.tp) {
             let open = open.lock();
             if open.id == id {
-                let after = open.index.partition_point(|e| e.offset <= offset);
+                let after = open.index.partition_point(|e| e.at < s.bytes && before(e));
                 return Ok(after.checked_sub(1).map_or(start, |i| open.index[i]));
             }
         }
@@ -318,7 +346,7 @@ impl Segments {
                 .then(|| sidecars::decode_index(seed, id.base, middle, &entry))
                 .flatten();
             match entry {
-                Some(e) if e.offset <= offset && e.at < s.bytes => {
+                Some(e) if e.at < s.bytes && before(&e) => {
                     found = e;
                     low = middle + 1;
                 }
@@ -327,6 +355,47 @@ impl Segments {
             }
         }
         Ok(found)
+    }
+
+    /// The offset of the first record of the segment that is not older than `timestamp`; `None` if all are. Markers
+    /// are no records. The index leads to the 4 KiB where it lies; every batch from there on is verified, because a
+    /// damaged time would hide a record, and the one that holds it is opened.
+    pub(crate) fn find_time(
+        &self,
+        id: SegmentId,
+        s: &Segment,
+        timestamp: i64,
+    ) -> Result<Option<i64>, FileError> {
+        let mut start = self.last_indexed(id, s, |e| e.time_before < timestamp)?;
+        let mut want = super::INDEX_EVERY + HEADER_BYTES as u64;
+        while start.at < s.bytes {
+            let chunk = self.read_at(id, Kind::Log, start.at, want.min(s.bytes - start.at))?;
+            let (walked, after) = self.walk(id, &chunk, start, s)?;
+            let heads = self.heads(id, start.ordinal, after.ordinal - start.ordinal)?;
+            for (w, head) in walked.iter().zip(heads) {
+                let (at, size) = (to_usize(w.at - start.at), w.header.size);
+                let batch = match chunk.len() >= at + size {
+                    true => chunk.slice(at..at + size),
+                    false => self.read_at(id, Kind::Log, w.at, size as u64)?,
+                };
+                let header = self.check_batch(id, w.at, w.ordinal, &batch, head)?;
+                if time_of(&header) < timestamp {
+                    continue;
+                }
+                let bad = |e: BatchError| corrupt(id, Kind::Log, w.at, "a batch", e.to_string());
+                let open = OpenBatch::open_verified(&batch, header, OPEN_BYTES_MAX).map_err(bad)?;
+                for record in &open {
+                    let record = record.map_err(bad)?;
+                    if record.timestamp >= timestamp {
+                        return Ok(Some(record.offset));
+                    }
+                }
+                // A producer's header may claim a time that none of its records has: go on.
+            }
+            // In a segment that is in order the first chunk has it; else the walk goes on in larger steps.
+            (start, want) = (after, CHUNK);
+        }
+        Ok(None)
     }
 
     fn remember(&self, id: SegmentId, place: IndexEntry) {

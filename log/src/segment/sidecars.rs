@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! .headcrc   8 bytes a batch       crc of the batch's first 21 bytes | check
-//! .index    16 bytes per >= 4 KiB  offset - base | position | ordinal of the batch | check
+//! .index    24 bytes per >= 4 KiB  offset - base | position | ordinal of the batch | largest time before it (8) | check
 //! .txnindex 28 bytes a range       producer id | first | last (8 each) | check; closed segments only
 //! ```
 //!
@@ -14,7 +14,7 @@ use crate::state::SegmentId;
 use crate::types::AbortedRange;
 
 pub(crate) const HEADCRC: usize = 8;
-pub(crate) const INDEX: usize = 16;
+pub(crate) const INDEX: usize = 24;
 pub(crate) const TXN: usize = 28;
 
 /// What seeds the checks of one segment's files.
@@ -67,6 +67,9 @@ pub(crate) struct IndexEntry {
     pub offset: i64,
     pub at: u64,
     pub ordinal: u32,
+    /// The largest record timestamp of the segment's batches before this one, markers left out; `i64::MIN` before the
+    /// first. It only grows from entry to entry, so a time is looked up like an offset.
+    pub time_before: i64,
 }
 
 pub(crate) fn encode_index(seed: Seed, base: i64, number: u32, e: IndexEntry) -> [u8; INDEX] {
@@ -75,16 +78,18 @@ pub(crate) fn encode_index(seed: Seed, base: i64, number: u32, e: IndexEntry) ->
     out[0..4].copy_from_slice(&delta.to_le_bytes());
     out[4..8].copy_from_slice(&u32::try_from(e.at).expect("segments are below 2 GiB").to_le_bytes());
     out[8..12].copy_from_slice(&e.ordinal.to_le_bytes());
-    let check = seed.check(number, &out[..12]);
-    out[12..16].copy_from_slice(&check.to_le_bytes());
+    out[12..20].copy_from_slice(&e.time_before.to_le_bytes());
+    let check = seed.check(number, &out[..20]);
+    out[20..24].copy_from_slice(&check.to_le_bytes());
     out
 }
 
 pub(crate) fn decode_index(seed: Seed, base: i64, number: u32, b: &[u8]) -> Option<IndexEntry> {
-    (seed.check(number, &b[..12]) == u32_at(b, 12)).then(|| IndexEntry {
+    (seed.check(number, &b[..20]) == u32_at(b, 20)).then(|| IndexEntry {
         offset: base + i64::from(u32_at(b, 0)),
         at: u64::from(u32_at(b, 4)),
         ordinal: u32_at(b, 8),
+        time_before: i64_at(b, 12),
     })
 }
 

@@ -127,6 +127,17 @@ impl State {
                     self.producers.remove(id);
                 }
             }
+            Change::AlterTopic { uuid, partitions, segment_bytes_max, cleanup } => {
+                let Some(topic) = self.topics.get_mut(uuid) else {
+                    return wrong("a known topic", uuid.to_string());
+                };
+                let (now, then) = (*partitions as usize, topic.partitions.len());
+                if now < then {
+                    return wrong(format!("at least {then} partitions"), now.to_string());
+                }
+                topic.partitions.resize_with(now, Default::default);
+                (topic.segment_bytes_max, topic.cleanup) = (*segment_bytes_max, *cleanup);
+            }
         }
         Ok(effects)
     }

@@ -117,7 +117,9 @@ impl<B: Broker + Clone> BrokerLog<B> {
         let request = broker::ListOffsets { partitions: vec![place(topic, partition)], at };
         let listed = self.requests.call(self.broker.list_offsets(request))?;
         match listed.offsets.into_iter().next() {
-            Some(broker::ListedOffset::Found(position)) => Ok(from_broker(position)),
+            Some(broker::ListedOffset::Found(position) | broker::ListedOffset::AllOlder(position)) => {
+                Ok(from_broker(position))
+            }
             Some(broker::ListedOffset::Refused(error)) => {
                 Err(partition_error(&topic.name, partition, 0, error))
             }

@@ -30,6 +30,12 @@ impl Broker for Mute {
     async fn create_topic(&self, _: NewTopic) -> Result<Topic, BrokerError> {
         self.mute().await
     }
+    async fn delete_topic(&self, _: DeleteTopic) -> Result<(), BrokerError> {
+        self.mute().await
+    }
+    async fn alter_topic(&self, _: AlterTopic) -> Result<Topic, BrokerError> {
+        self.mute().await
+    }
     async fn topics(&self) -> Result<Vec<Topic>, BrokerError> {
         self.mute().await
     }

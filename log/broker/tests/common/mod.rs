@@ -107,6 +107,19 @@ pub fn batch(who: ProducerIdentity, sequence: i32, transactional: bool, values: 
     builder.build(ProducerStamp { id: who.id, epoch: who.epoch, sequence })
 }
 
+/// A batch of records with these times.
+pub fn timed(who: ProducerIdentity, sequence: i32, times: &[i64]) -> Bytes {
+    let mut builder = BatchBuilder::new(BatchOptions::default());
+    for timestamp in times {
+        assert!(builder.push(RecordParts {
+            timestamp: *timestamp,
+            value: Some(b"v"),
+            ..RecordParts::default()
+        }));
+    }
+    builder.build(ProducerStamp { id: who.id, epoch: who.epoch, sequence })
+}
+
 /// Sends one batch and gives its outcome.
 pub async fn send(
     broker: &AnyBroker,
