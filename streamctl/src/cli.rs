@@ -58,7 +58,7 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create, list and describe topics.
+    /// Create, list, describe, alter and delete topics.
     #[command(
         subcommand,
         after_help = "\
@@ -73,7 +73,8 @@ Example:
     #[command(after_help = "\
 Examples:
   streamctl produce access-log --create --key-regex '^([^ ]+)' --file access.log
-  tail -f access.log | streamctl produce access-log --key-regex '^([^ ]+)'")]
+  tail -f access.log | streamctl produce access-log --key-regex '^([^ ]+)'
+  printf 'k,v\\n' | streamctl produce pairs --create --key-delimiter ,")]
     Produce(Produce),
     /// Print the records of a topic.
     ///
@@ -83,6 +84,7 @@ Examples:
 Examples:
   streamctl consume ip-counts --until-end --format json
   streamctl consume access-log --from -5 --until-end
+  streamctl consume access-log --from @-1h
   streamctl consume access-log --partition 0 --from 1000 --max 10")]
     Consume(Consume),
     /// Generate input.
@@ -234,6 +236,30 @@ Example:
 Example:
   streamctl topic list")]
     List,
+    /// Change a topic: more partitions, another segment size, another cleanup.
+    ///
+    /// Partitions are only ever added: fewer would lose their records. New ones begin empty, and keys hash to other
+    /// partitions from then on.
+    #[command(after_help = "\
+Examples:
+  streamctl topic alter access-log --partitions 8
+  streamctl topic alter access-log --segment-bytes 64MiB")]
+    Alter(Alter),
+    /// Delete a topic with all its records.
+    ///
+    /// Asks nothing. Refused where a job committed to the topic or an open transaction touches it; the error names the
+    /// remedy. A name may be used again at once: offsets of the old topic do not count in the new one.
+    #[command(after_help = "\
+Examples:
+  streamctl topic delete ip-counts
+  streamctl topic delete ip-counts --force")]
+    Delete {
+        /// The topic.
+        name: String,
+        /// Delete it although a job reads or writes it or a transaction touches it. Never what holds a job's state.
+        #[arg(long)]
+        force: bool,
+    },
     /// Show start, end, high watermark and stable offset of each partition.
     #[command(after_help = "\
 Example:
@@ -242,6 +268,32 @@ Example:
         /// The topic.
         name: String,
     },
+}
+
+/// `streamctl topic alter ...`
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("change").required(true).multiple(true)))]
+pub struct Alter {
+    /// The topic.
+    pub name: String,
+    /// How many partitions, at least as many as there are.
+    #[arg(long, value_name = "N", group = "change", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub partitions: Option<u32>,
+    /// Close segments before they outgrow this; counts for records that come.
+    #[arg(long, value_name = "BYTES", group = "change")]
+    pub segment_bytes: Option<Bytes>,
+    /// What becomes of old records. It is recorded; nothing is removed yet.
+    #[arg(long, value_enum, group = "change")]
+    pub cleanup: Option<Cleanup>,
+}
+
+/// What becomes of old records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Cleanup {
+    /// Old segments go as a whole.
+    Delete,
+    /// The last record of each key stays.
+    Compact,
 }
 
 /// `streamctl produce ...`
@@ -255,6 +307,12 @@ pub struct Produce {
     /// Capture group 1 of the first match in a line is the record's key; a line without a match gets no key.
     #[arg(long, value_name = "RE")]
     pub key_regex: Option<String>,
+    /// Text before the first C is the record's key, the rest its value; a line without C gets no key. `\t` is a tab.
+    #[arg(long, value_name = "C", conflicts_with = "key_regex", value_parser = delimiter)]
+    pub key_delimiter: Option<Delimiter>,
+    /// How batches are compressed. Readers of any kind open them.
+    #[arg(long, value_enum, value_name = "CODEC", default_value_t = Codec::Lz4)]
+    pub compression: Codec,
     /// Create the topic (and the data directory) where it is not there.
     #[arg(long)]
     pub create: bool,
@@ -269,12 +327,40 @@ pub struct Produce {
     pub status_lines: bool,
 }
 
+/// What ends the key of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delimiter(pub char);
+
+fn delimiter(text: &str) -> Result<Delimiter, String> {
+    let mut characters = text.chars();
+    match (text, characters.next(), characters.next()) {
+        ("\\t", ..) => Ok(Delimiter('\t')),
+        (_, Some('\n'), None) => Err("a line ends at a newline, before any key".into()),
+        (_, Some(one), None) => Ok(Delimiter(one)),
+        _ => Err("expected one character, such as , or \\t".into()),
+    }
+}
+
+/// How batches are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Codec {
+    /// Not at all.
+    None,
+    /// Small and slow.
+    Gzip,
+    /// Quick.
+    Snappy,
+    /// Quick, and smaller than snappy.
+    Lz4,
+}
+
 /// `streamctl consume ...`
 #[derive(Debug, Args)]
 pub struct Consume {
     /// The topic.
     pub topic: String,
-    /// Where to start: `earliest`, `latest`, `N` (that offset, with `--partition`) or `-N` (the last N of each partition).
+    /// Where to start: `earliest`, `latest`, `N` (that offset, with `--partition`), `-N` (the last N of each partition),
+    /// `@TIME` (the first record of each partition that is not older: RFC 3339) or `@-1h` (so long ago).
     #[arg(long, default_value = "earliest", allow_hyphen_values = true, value_name = "FROM")]
     pub from: From,
     /// Stop at the end as it is now, instead of following.
@@ -305,6 +391,8 @@ pub enum From {
     Offset(i64),
     /// The last so many records of each partition.
     Last(u64),
+    /// The first record of each partition that is not older.
+    Time(Timestamp),
 }
 
 impl FromStr for From {
@@ -314,12 +402,25 @@ impl FromStr for From {
         match text {
             "earliest" => Ok(From::Earliest),
             "latest" => Ok(From::Latest),
+            _ if text.starts_with('@') => time(&text[1..], Timestamp::now()).map(From::Time),
             _ => match text.strip_prefix('-') {
                 Some(last) => last.parse().map(From::Last).map_err(|_| ()),
                 None => text.parse().map(From::Offset).map_err(|_| ()),
             }
-            .map_err(|()| "expected earliest, latest, N or -N".to_owned()),
+            .map_err(|()| "expected earliest, latest, N, -N, @TIME or @-DURATION".to_owned()),
         }
+    }
+}
+
+/// A time as RFC 3339 has it, or so long before `now`.
+fn time(text: &str, now: Timestamp) -> Result<Timestamp, String> {
+    let example = "such as @2015-05-17T10:05:00Z or @-1h30m";
+    match text.strip_prefix('-') {
+        Some(ago) => {
+            let ago = humantime::parse_duration(ago).map_err(|error| format!("{error}; {example}"))?;
+            now.checked_sub(ago).map_err(|_| format!("that is before the calendar begins; {example}"))
+        }
+        None => text.parse().map_err(|error| format!("{error}; {example}")),
     }
 }
 
@@ -570,6 +671,15 @@ mod tests {
         assert_eq!("5".parse(), Ok(From::Offset(5)));
         assert_eq!("latest".parse(), Ok(From::Latest));
         assert!("newest".parse::<From>().is_err());
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert_eq!("@2015-05-17T12:05:00+02:00".parse(), Ok(From::Time(at("2015-05-17T10:05:00Z"))));
+        assert_eq!(time("-90m", at("2015-05-17T10:05:00Z")), Ok(at("2015-05-17T08:35:00Z")));
+        assert!("@yesterday".parse::<From>().is_err());
+        assert!("@-never".parse::<From>().is_err());
+        assert!("@-99999y".parse::<From>().is_err());
+        assert_eq!(delimiter("\\t"), Ok(Delimiter('\t')));
+        assert_eq!(delimiter("ü"), Ok(Delimiter('ü')));
+        assert!(delimiter("ab").is_err() && delimiter("").is_err() && delimiter("\n").is_err());
         assert_eq!("256MiB".parse(), Ok(Bytes(256 << 20)));
         assert!("256 MB".parse::<Bytes>().is_err());
         assert!("99999999999GiB".parse::<Bytes>().is_err());

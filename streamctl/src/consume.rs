@@ -9,8 +9,8 @@ use std::io::{BufWriter, Stdout, Write};
 
 use anyhow::{Result, anyhow, bail};
 use tidemill_broker::{
-    Access, Broker, BrokerError, Consumed, Consumer, ConsumerOptions, Event, PartitionOffsets, Position,
-    Topic, TopicPartition,
+    Access, At, Broker, BrokerError, Consumed, Consumer, ConsumerOptions, Event, ListOffsets, ListedOffset,
+    PartitionOffsets, Position, Topic, TopicPartition,
 };
 
 use crate::cli::{self, From, Isolation};
@@ -48,10 +48,13 @@ async fn consume(access: &Access, args: &cli::Consume, stop: &Stop) -> Result<()
         described => described.map_err(data::explain)?,
     };
     let topic = described.topic;
+    let times = times(access, args, &topic).await?;
     let mut parts = HashMap::new();
     for (number, offsets) in (0..).zip(&described.offsets) {
         if args.partition.is_none_or(|wanted| wanted == number) {
-            parts.insert(topic.partition(number), part(access, args, &topic, number, offsets, stop).await?);
+            let mut part = part(access, args, &topic, number, offsets, stop).await?;
+            part.start = times.get(&number).copied().unwrap_or(part.start);
+            parts.insert(topic.partition(number), part);
         }
     }
     if parts.is_empty() {
@@ -66,6 +69,48 @@ async fn consume(access: &Access, args: &cli::Consume, stop: &Stop) -> Result<()
     let result = reader.run(access, stop).await;
     let flushed = reader.out.flush().or_closed();
     result.and(flushed)
+}
+
+/// With `--from @TIME`: the offset of each partition's first record that is not older; its end where all are.
+async fn times(access: &Access, args: &cli::Consume, topic: &Topic) -> Result<HashMap<u32, i64>> {
+    let From::Time(time) = args.from else { return Ok(HashMap::new()) };
+    let numbers: Vec<u32> = (0..topic.partitions)
+        .filter(|number| args.partition.is_none_or(|wanted| wanted == *number))
+        .collect();
+    let partitions = numbers.iter().map(|number| topic.partition(*number)).collect();
+    let request = ListOffsets { partitions, at: At::Time(time.as_millisecond()) };
+    let listed = access.list_offsets(request).await.map_err(data::explain)?;
+    let (mut starts, mut older) = (HashMap::new(), Vec::new());
+    for (number, found) in numbers.into_iter().zip(listed.offsets) {
+        let position = match found {
+            ListedOffset::Found(position) => position,
+            ListedOffset::AllOlder(end) => {
+                older.push(number.to_string());
+                end
+            }
+            ListedOffset::Refused(error) => {
+                let error = data::explain(error.into_error());
+                return Err(
+                    error.context(format!("looking for {time} in partition {number} of {}", topic.name))
+                );
+            }
+        };
+        starts.insert(number, position.offset);
+    }
+    match older.len() {
+        0 => {}
+        n if n == starts.len() => {
+            crate::note(format_args!(
+                "every record of {} is older than {time}: starts at the end",
+                topic.name
+            ));
+        }
+        _ => crate::note(format_args!(
+            "every record of partition {} is older than {time}: starts at the end there",
+            older.join(", ")
+        )),
+    }
+    Ok(starts)
 }
 
 /// Where reading one partition starts and ends.
@@ -83,7 +128,7 @@ async fn part(
     };
     let mut part = Part { start: offsets.log_start, end, skip: 0, done: false };
     match args.from {
-        From::Earliest => {}
+        From::Earliest | From::Time(_) => {}
         From::Latest => part.start = end,
         From::Offset(offset) if (offsets.log_start..=offsets.high_watermark).contains(&offset) => {
             part.start = offset

@@ -32,6 +32,9 @@ pub async fn close<T>(access: Access, result: Result<T>) -> Result<T> {
 pub fn explain(error: BrokerError) -> anyhow::Error {
     let remedy = match &error {
         BrokerError::UnknownTopic { topic } => format!("`streamctl topic create {topic}` makes it"),
+        BrokerError::UnknownPartition { .. } => {
+            "it was deleted while this command used it; a topic made under its name since is another one".into()
+        }
         BrokerError::DiskFull { .. } => {
             "nothing that was acknowledged is lost. Free some space on that disk and run the command again".into()
         }

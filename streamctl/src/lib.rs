@@ -44,6 +44,7 @@ mod target;
 mod toolkit;
 mod topic;
 mod units;
+mod used;
 mod user_crate;
 
 use std::fmt;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
-use memchr::memchr;
+use memchr::{memchr, memmem};
 use regex::bytes::Regex;
 use tidemill_broker::{Broker, BrokerError, NewTopic, Producer, ProducerOptions, Topic};
 use tidemill_log::batch::{Compression, RecordParts};
@@ -41,7 +41,11 @@ const FLUSH_AFTER_STOP: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub async fn run(target: &Target, args: &cli::Produce, stop: &Stop) -> Result<()> {
-    let keys = args.key_regex.as_deref().map(key_regex).transpose()?;
+    let keys = match (&args.key_regex, args.key_delimiter) {
+        (Some(text), _) => Keys::Regex(key_regex(text)?),
+        (None, Some(delimiter)) => Keys::Delimiter(delimiter.0.to_string()),
+        (None, None) => Keys::None,
+    };
     // Before anything is made: a wrong path must not leave an empty topic behind.
     let input: Box<dyn Read + Send> = match &args.file {
         None => Box::new(io::stdin()),
@@ -62,6 +66,17 @@ pub async fn run(target: &Target, args: &cli::Produce, stop: &Stop) -> Result<()
     }
     .await;
     data::close(access, result).await
+}
+
+/// How a line's key is found.
+#[derive(Debug)]
+enum Keys {
+    /// There are none.
+    None,
+    /// It is capture group 1; the value is the whole line.
+    Regex(Regex),
+    /// It ends before the first of these; the value begins behind it.
+    Delimiter(String),
 }
 
 fn key_regex(text: &str) -> Result<Regex> {
@@ -91,12 +106,22 @@ async fn append(
     topic: &Topic,
     args: &cli::Produce,
     input: Box<dyn Read + Send>,
-    keys: Option<Regex>,
+    keys: Keys,
     stop: &Stop,
 ) -> Result<()> {
-    let options = ProducerOptions { compression: Compression::Lz4, ..ProducerOptions::default() };
+    let compression = match args.compression {
+        cli::Codec::None => Compression::None,
+        cli::Codec::Gzip => Compression::Gzip,
+        cli::Codec::Snappy => Compression::Snappy,
+        cli::Codec::Lz4 => Compression::Lz4,
+    };
+    let options = ProducerOptions { compression, ..ProducerOptions::default() };
     let producer = Producer::open(broker, options).await.map_err(data::explain)?;
-    let wants_keys = keys.is_some();
+    let wanted_by = match &keys {
+        Keys::None => None,
+        Keys::Regex(_) => Some("do not match --key-regex"),
+        Keys::Delimiter(_) => Some("do not hold --key-delimiter"),
+    };
     let mut chunks = read_chunks(input, keys);
     let (mut skip, mut skipped, mut sent, mut without_key) = (args.skip_lines, 0_u64, 0_u64, 0_u64);
 
@@ -130,7 +155,7 @@ async fn append(
                 // Not waited for here: the producer keeps the order, and its durable prefix says how far it got.
                 let _ack = producer.send(topic, None, record).await?;
                 sent += 1;
-                without_key += u64::from(wants_keys && key.is_none());
+                without_key += u64::from(wanted_by.is_some() && key.is_none());
             }
             Ok::<_, BrokerError>(())
         };
@@ -166,8 +191,8 @@ async fn append(
             crate::note(format_args!("the input ended {skip} lines before --skip-lines {}", args.skip_lines));
         }
     }
-    if without_key > 0 {
-        crate::note(format_args!("{without_key} of them do not match --key-regex and got no key"));
+    if let Some(why) = wanted_by.filter(|_| without_key > 0) {
+        crate::note(format_args!("{without_key} of them {why} and got no key"));
     }
     failure.map_or(Ok(()), Err)
 }
@@ -221,7 +246,7 @@ struct Line {
 
 /// Reads on a thread of its own, because standard input cannot be waited for otherwise. The thread ends with the
 /// receiver, or with the process if it is waiting for input then.
-fn read_chunks(mut input: Box<dyn Read + Send>, keys: Option<Regex>) -> mpsc::Receiver<io::Result<Chunk>> {
+fn read_chunks(mut input: Box<dyn Read + Send>, keys: Keys) -> mpsc::Receiver<io::Result<Chunk>> {
     let (send, receive) = mpsc::channel(CHUNKS_AHEAD);
     std::thread::spawn(move || {
         let mut rest = Vec::new();
@@ -248,7 +273,7 @@ fn read_chunks(mut input: Box<dyn Read + Send>, keys: Option<Regex>) -> mpsc::Re
             if end > 0 {
                 let after = rest.split_off(end);
                 let bytes = std::mem::replace(&mut rest, after);
-                let lines = split(&bytes, keys.as_ref());
+                let lines = split(&bytes, &keys);
                 if send.blocking_send(Ok(Chunk { bytes, lines })).is_err() {
                     return;
                 }
@@ -265,18 +290,29 @@ fn read_chunks(mut input: Box<dyn Read + Send>, keys: Option<Regex>) -> mpsc::Re
     receive
 }
 
-fn split(bytes: &[u8], keys: Option<&Regex>) -> Vec<Line> {
+fn split(bytes: &[u8], keys: &Keys) -> Vec<Line> {
     let mut lines = Vec::with_capacity(bytes.len() / 100 + 1);
-    let mut slots = keys.map(Regex::capture_locations);
+    let mut slots = match keys {
+        Keys::Regex(regex) => Some((regex, regex.capture_locations())),
+        Keys::None | Keys::Delimiter(_) => None,
+    };
+    let delimiter = match keys {
+        Keys::Delimiter(text) => Some(memmem::Finder::new(text)),
+        Keys::None | Keys::Regex(_) => None,
+    };
     let mut start = 0;
     while start < bytes.len() {
         let end = memchr(b'\n', &bytes[start..]).map_or(bytes.len(), |length| start + length);
-        let key = keys.zip(slots.as_mut()).and_then(|(regex, slots)| {
-            regex.captures_read(slots, &bytes[start..end])?;
-            let (from, to) = slots.get(1)?;
-            Some(start + from..start + to)
-        });
-        lines.push(Line { value: start..end, key });
+        let line = &bytes[start..end];
+        let (mut value, mut key) = (start..end, None);
+        if let Some((regex, slots)) = &mut slots {
+            let group = regex.captures_read(slots, line).and_then(|_| slots.get(1));
+            key = group.map(|(from, to)| start + from..start + to);
+        } else if let Some((finder, at)) = delimiter.as_ref().and_then(|f| Some((f, f.find(line)?))) {
+            key = Some(start..start + at);
+            value = start + at + finder.needle().len()..end;
+        }
+        lines.push(Line { value, key });
         start = end + 1;
     }
     lines
@@ -287,7 +323,11 @@ mod tests {
     use super::*;
 
     fn all(input: &'static [u8], keys: Option<&str>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        let mut chunks = read_chunks(Box::new(input), keys.map(|keys| Regex::new(keys).unwrap()));
+        all_by(input, keys.map_or(Keys::None, |keys| Keys::Regex(Regex::new(keys).unwrap())))
+    }
+
+    fn all_by(input: &'static [u8], keys: Keys) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let mut chunks = read_chunks(Box::new(input), keys);
         let mut records = Vec::new();
         while let Some(chunk) = chunks.blocking_recv() {
             let Chunk { bytes, lines } = chunk.unwrap();
@@ -311,6 +351,16 @@ mod tests {
         let records = all(b"1.1.1.1 - x\n x\n2 y\n", Some("^([^ ]+)"));
         let keys: Vec<_> = records.into_iter().map(|(_, key)| key).collect();
         assert_eq!(keys, [Some(b"1.1.1.1".to_vec()), None, Some(b"2".to_vec())]);
+    }
+
+    #[test]
+    fn a_delimiter_parts_key_and_value() {
+        let part = |key: &str, value: &str| (value.as_bytes().to_vec(), Some(key.as_bytes().to_vec()));
+        let records = all_by("a=b=c\n=v\nk=\nnone\nü=ö".as_bytes(), Keys::Delimiter("=".into()));
+        let none = (b"none".to_vec(), None);
+        assert_eq!(records, [part("a", "b=c"), part("", "v"), part("k", ""), none, part("ü", "ö")]);
+        let records = all_by("a·b\n".as_bytes(), Keys::Delimiter("·".into()));
+        assert_eq!(records, [part("a", "b")]);
     }
 
     #[test]
