@@ -12,8 +12,8 @@ use bytes::Bytes;
 use tidemill_log::batch::{BatchBuilder, BatchOptions, Compression, ProducerStamp, RecordParts};
 use tidemill_log::fs::RealFs;
 use tidemill_log::{
-    AddOffsets, Appended, CommitOffsets, Config, Connection, Create, EndTxn, Ended, InitProducer, Log,
-    NewTopic, OffsetCommit, Outcome, Position, Producer, Ticket, TopicPartition, WriteError,
+    AddOffsets, Appended, CommitOffsets, Config, Connection, Create, EndTxn, Ended, IfUsed, InitProducer,
+    Log, NewTopic, OffsetCommit, Outcome, Position, Producer, Ticket, TopicPartition, WriteError,
 };
 
 use crate::script::{Op, SLOTS, Script, value};
@@ -133,7 +133,7 @@ impl<'a> Driver<'a> {
             }
             Op::Delete { topic } => {
                 let info = self.log.topic(topic).ok_or_else(|| missing(topic))?;
-                Pending::Unit(self.log.delete_topic(info.uuid))
+                Pending::Unit(self.log.delete_topic(info.uuid, IfUsed::Delete))
             }
             Op::Append { topic, partition, ids, slot } => {
                 self.wait_for_end(*slot)?;
