@@ -87,7 +87,8 @@ fn placed(batch: &Bytes, offset: i64, epoch: i32) -> Bytes {
 }
 
 fn headers_of(headers: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>) -> Headers {
-    headers.map(|(name, value)| (String::from_utf8(name).unwrap(), value)).collect()
+    // A damaged name need not be text; the reader gives its bytes.
+    headers.map(|(name, value)| (String::from_utf8_lossy(&name).into_owned(), value)).collect()
 }
 
 /// Opens a batch and returns its records, read both ways.
