@@ -110,6 +110,14 @@ impl Plan {
         self.left.push_back((victim, CrashPoint { step: step.to_owned(), nth: 1 }));
     }
 
+    /// A random kill, in place of one that missed.
+    pub fn retry(&mut self) -> Cycle {
+        let mut cycle = self.next(1);
+        cycle.blow = Blow::Kill(Duration::from_millis(self.random.between(20, 1500)));
+        cycle.state = StateDir::Kept;
+        cycle
+    }
+
     /// The next cycle, of which `remaining` are left with it.
     pub fn next(&mut self, remaining: u32) -> Cycle {
         self.number += 1;
@@ -119,7 +127,7 @@ impl Plan {
             victim: Victim::Job,
             blow: Blow::Kill(ms(random.between(20, 1500))),
             tasks: random.between(1, 4),
-            commit_ms: random.between(50, 400),
+            commit_ms: random.between(100, 500),
             memory: if random.percent(30) { "1MiB" } else { "64MiB" },
             state: match random.below(100) {
                 0..12 => StateDir::Deleted,

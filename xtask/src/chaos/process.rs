@@ -23,7 +23,7 @@ const SAID_BYTES: usize = 4 << 10;
 /// How long the rest of a dead process's pipe may take.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Output is in the log this long after it was handed over, at the latest: a run sends it every 50 ms.
-const ON_ITS_WAY: Duration = Duration::from_millis(70);
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
 /// How often a feeder writes.
 const FEED: Duration = Duration::from_millis(5);
 
