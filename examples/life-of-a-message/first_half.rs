@@ -272,6 +272,9 @@ fn the_side_files(path: &Path, topic: &Topic, stored: &[u8]) -> Result<()> {
     walk.little::<4>("offset", Is::Fixed, "counted from the segment's first")?;
     walk.little::<4>("position", Is::Fixed, "where that batch begins in the .log")?;
     walk.little::<4>("ordinal", Is::Fixed, "number of that batch in the segment, from 0")?;
+    walk.field(8, "largest time", Is::Fixed, |_| {
+        "none yet (of the batches before; by it a time is looked up)".into()
+    })?;
     let at = walk.at();
     let check = walk.field(4, "check", Is::Varying, |_| "crc, as above".into())?;
     claim(crc32c::crc32c_append(numbered, &index[..at]).to_le_bytes() == *check, "the check is right")

@@ -4,7 +4,7 @@
 //! ip-count  running  0:12  1,234,567 rows  98,765 rows/s  lag 4,321
 //! event time 2015-05-17T10:05:03.000Z  late 12  dead letters 3
 //! 61 commits, every 0.21 s  the last took 3.1 ms and held tasks for 0.4 ms
-//! output 12,345 rows, 32 more open  state 12 MiB  started in 0.12 s
+//! output 12,345 + 32 open  state 12 MiB  start 0.12 s
 //! ```
 //!
 //! Only where standard error is a terminal: pipes and files get the plain lines of `run` and nothing more. Whatever
@@ -187,7 +187,7 @@ fn frame(name: &str, now: &Progress, rates: &Rates, ends: &[i64], ran: Duration)
         format!("event time {time}  late {}  dead letters {}", Count(c.late), Count(c.dead)),
         format!("{pace}{took}"),
         format!(
-            "output {} rows, {} more open  state {state}  started in {:.2} s{replayed}",
+            "output {} + {} open  state {state}  start {:.2} s{replayed}",
             Count(now.output_committed),
             Count(now.open_rows),
             now.recovery.as_secs_f64()

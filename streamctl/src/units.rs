@@ -10,9 +10,9 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut unit = 0;
         // Tenths, so that rounding up to the next unit shows as one of that unit.
-        let mut tenths = self.0.saturating_mul(10);
+        let mut tenths = u128::from(self.0) * 10;
         while tenths >= 10_235 && unit < UNITS.len() - 1 {
-            tenths = tenths / 1024 + u64::from(tenths % 1024 >= 512);
+            tenths = tenths / 1024 + u128::from(tenths % 1024 >= 512);
             unit += 1;
         }
         let text = match (unit, tenths) {
@@ -58,7 +58,7 @@ mod tests {
         let size = |bytes| Size(bytes).to_string();
         assert_eq!([size(0), size(1023), size(1024), size(1536)], ["0 B", "1023 B", "1.0 KiB", "1.5 KiB"]);
         assert_eq!([size(20 << 20), size((1 << 20) - 1), size(10_189)], ["20 MiB", "1.0 MiB", "10 KiB"]);
-        assert_eq!(size(u64::MAX), "1600 PiB");
+        assert_eq!(size(u64::MAX), "16384 PiB");
         assert_eq!(format!("{:>9}|", Size(1)), "      1 B|");
         let count = |n| Count(n).to_string();
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
