@@ -100,46 +100,47 @@ pub use tidemill_adapters::{JobRunError, RunOptions, main};
 pub use tidemill_stream as stream;
 pub use tidemill_stream::{Guarantee, args, engine, io, names, record, runtime, state, testing};
 
-/// What a job is written with: `use tidemill::prelude::*;`.
-///
-/// | | |
-/// |---|---|
-/// | [`Job`], [`Plan`], [`JobSpec`] | a job: its name and pipeline; the pipeline, checked; a job by name, as a registry lists it |
-/// | [`JobArgs`], [`ByteSize`] | its arguments, derived from its fields; a number of bytes such as `64KiB` |
-/// | [`Flow`], [`topic`] | where a pipeline begins; a topic by name |
-/// | [`Decoder`], [`decode_with`], [`Text`], [`Json`], [`RecordRef`], [`Malformed`] | reading records: the trait, a function as one, lines, JSON; a record; why it cannot be read |
-/// | [`Encoder`] | writing records; [`Text`] and [`Json`] do |
-/// | [`EventTime`], [`Timestamp`] | how event time advances; a moment of it |
-/// | [`Key`] | what rows can be grouped by: integers, strings, bytes, IP addresses |
-/// | [`Tumbling`], [`Window`] | windows of one size; the result of one |
-/// | [`Guarantee`] | how often a record counts when a run is killed |
-/// | [`Result`] | of building a pipeline; a second type makes it the ordinary one |
-///
-/// ```
-/// use tidemill::prelude::*;
-///
-/// /// Copies the lines that hold a word.
-/// #[derive(JobArgs)]
-/// struct Grep {
-///     /// The word.
-///     word: String,
-/// }
-///
-/// impl Job for Grep {
-///     const NAME: &'static str = "grep";
-///     fn build(&self, flow: &Flow) -> Result<()> {
-///         let word = self.word.clone();
-///         flow.source(topic("lines"), Text).filter(move |line| line.contains(&word)).to(topic("found"), Text);
-///         Ok(())
-///     }
-/// }
-///
-/// let grep = JobSpec::of::<Grep>("lines that hold a word");
-/// assert_eq!(grep.build(&["word=tide".to_owned()])?.plan.sinks().len(), 1);
-/// assert_eq!(grep.build(&[]).unwrap_err().to_string(), "argument `word` is required: give it as word=...");
-/// # Ok::<(), tidemill::JobError>(())
-/// ```
 pub mod prelude {
+    //! What a job is written with: `use tidemill::prelude::*;`.
+    //!
+    //! | | |
+    //! |---|---|
+    //! | [`Job`], [`Plan`], [`JobSpec`] | a job: its name and pipeline; the pipeline, checked; a job by name, as a registry lists it |
+    //! | [`JobArgs`], [`ByteSize`] | its arguments, derived from its fields; a number of bytes such as `64KiB` |
+    //! | [`Flow`], [`topic`] | where a pipeline begins; a topic by name |
+    //! | [`Decoder`], [`decode_with`], [`Text`], [`Json`], [`RecordRef`], [`Malformed`] | reading records: the trait, a function as one, lines, JSON; a record; why it cannot be read |
+    //! | [`Encoder`] | writing records; [`Text`] and [`Json`] do |
+    //! | [`EventTime`], [`Timestamp`] | how event time advances; a moment of it |
+    //! | [`Key`] | what rows can be grouped by: integers, strings, bytes, IP addresses |
+    //! | [`Tumbling`], [`Window`] | windows of one size; the result of one |
+    //! | [`Guarantee`] | how often a record counts when a run is killed |
+    //! | [`Result`] | of building a pipeline; a second type makes it the ordinary one |
+    //!
+    //! ```
+    //! use tidemill::prelude::*;
+    //!
+    //! /// Copies the lines that hold a word.
+    //! #[derive(JobArgs)]
+    //! struct Grep {
+    //!     /// The word.
+    //!     word: String,
+    //! }
+    //!
+    //! impl Job for Grep {
+    //!     const NAME: &'static str = "grep";
+    //!     fn build(&self, flow: &Flow) -> Result<()> {
+    //!         let word = self.word.clone();
+    //!         flow.source(topic("lines"), Text).filter(move |line| line.contains(&word)).to(topic("found"), Text);
+    //!         Ok(())
+    //!     }
+    //! }
+    //!
+    //! let grep = JobSpec::of::<Grep>("lines that hold a word");
+    //! assert_eq!(grep.build(&["word=tide".to_owned()])?.plan.sinks().len(), 1);
+    //! assert_eq!(grep.build(&[]).unwrap_err().to_string(), "argument `word` is required: give it as word=...");
+    //! # Ok::<(), tidemill::JobError>(())
+    //! ```
+
     pub use tidemill_adapters::JobSpec;
     pub use tidemill_stream::args::{ByteSize, JobArgs};
     pub use tidemill_stream::{
