@@ -22,6 +22,7 @@ mod run;
 mod running;
 mod sender;
 mod transaction;
+#[cfg(feature = "rocksdb")]
 mod tries;
 
 /// What carries a job's records.
