@@ -331,17 +331,19 @@ impl Drop for Inner {
 
 /// Makes a topic's directories, then asks for its entry.
 pub(crate) fn create_topic(shared: &Shared, topic: NewTopic, uuid: Uuid) -> Ticket<TopicInfo> {
-    let new = shared.damage.is_none() && shared.released.read().topic_named(&topic.name).is_none();
-    if new {
-        let made = make_directory(&*shared.fs, &names::topic_dir(uuid))
+    // The sequenced State, against which the request is planned: after a delete that is not released yet, the released
+    // one still has the name, and the topic would be made without its directories.
+    let made = shared.damage.is_none() && shared.core.lock().seq.topic_named(&topic.name).is_none();
+    if made {
+        let done = make_directory(&*shared.fs, &names::topic_dir(uuid))
             .and_then(|()| make_partitions(&*shared.fs, uuid, 0..topic.partitions))
             .and_then(|()| sync_directory(&*shared.fs, "sync:topics-dir", names::TOPICS))
             .and_then(|()| sync_directory(&*shared.fs, "sync:topic-dir", &names::topic_dir(uuid)));
-        if let Err(refused) = settle(shared, uuid, made) {
+        if let Err(refused) = settle(shared, uuid, done) {
             return Ticket::ready(Err(refused));
         }
     }
-    shared.submit(CreateTopic { topic, uuid })
+    shared.submit(CreateTopic { topic, uuid, made })
 }
 
 /// Makes the directories of new partitions, then asks for the entry.

@@ -11,6 +11,8 @@ use uuid::Uuid;
 pub(crate) struct CreateTopic {
     pub topic: NewTopic,
     pub uuid: Uuid,
+    /// Its directories are there. They are not made where the name was taken when they were asked for.
+    pub made: bool,
 }
 
 #[derive(Debug)]
@@ -74,7 +76,8 @@ impl Request for CreateTopic {
         if let Err(why) = check(t) {
             return Plan::refused(why);
         }
-        if s.topic_named(&t.name).is_some() {
+        // Not made: the name was taken a moment ago, and a topic without directories would stop the log.
+        if s.topic_named(&t.name).is_some() || !self.made {
             return Plan::Refused { n: s.n, error: Refusal::TopicExists(t.name.clone()).into() };
         }
         let entry = with.entry(Change::CreateTopic {
