@@ -15,6 +15,7 @@ use crate::du::Du;
 use crate::explain::ExplainCommand;
 use crate::log_dump::LogCommand;
 use crate::new::New;
+use crate::reset::Reset;
 use crate::state::StateCommand;
 
 /// The default of `--data`.
@@ -149,6 +150,17 @@ Example:
         #[arg(value_name = "CRATE")]
         dir: String,
     },
+    /// Make a job start again, from the beginning of its input or another place.
+    ///
+    /// Removes what it committed about its input, its state and its changelogs, and says what before it does. Leaves its
+    /// output: rows that the job writes again stand there twice. Refused while the job runs. Cut short at any moment it is
+    /// completed by the same command, and the job does not start before.
+    #[command(after_help = "\
+Examples:
+  streamctl reset ip-count
+  streamctl reset ip-count --to latest --yes
+  streamctl reset ip-count --name per-minute --to @2015-05-17T10:05:00Z --yes")]
+    Reset(Reset),
     /// Look into the committed state of a job.
     ///
     /// It is folded from the job's changelog, so it works while the job runs, and shows the state of its last commit.
@@ -200,6 +212,7 @@ impl Command {
         match self {
             Command::Run(run) => Some(&mut run.job),
             Command::Job(JobCommand::Describe { job, .. }) => Some(job),
+            Command::Reset(args) => Some(args.job_mut()),
             Command::State(command) => Some(&mut command.job_mut().job),
             Command::Explain(command) => Some(&mut command.job_mut().job),
             Command::Topic(_)

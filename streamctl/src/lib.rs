@@ -35,6 +35,7 @@ mod log_dump;
 mod new;
 mod print;
 mod produce;
+mod reset;
 mod run;
 mod serve;
 mod state;
@@ -105,6 +106,7 @@ fn execute(mut cli: Cli) -> anyhow::Result<()> {
             Command::Explain(command) => explain::run(&target, command).await,
             Command::Job(command) => job::run(&target, command).await,
             Command::Serve(args) => serve::run(target.directory("serve")?, args, &stop).await,
+            Command::Reset(args) => reset::run(&target, args).await,
             Command::Run(args) => run::run(&target, args, &stop).await,
             Command::State(command) => state::run(&target, command.clone()).await,
         }
