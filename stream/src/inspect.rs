@@ -81,6 +81,9 @@ pub fn jobs(log: &dyn Log) -> Result<BTreeMap<String, JobRecord>, InspectError> 
     Ok(found)
 }
 
+/// Is given window end, key and value of a cell.
+pub type CellVisitor<'a, E> = dyn FnMut(i64, &[u8], &[u8]) -> Result<(), E> + 'a;
+
 /// A window store as it was committed at one moment.
 pub struct StoreView<'a> {
     log: &'a dyn Log,
@@ -187,7 +190,7 @@ impl<'a> StoreView<'a> {
     pub fn each_cell<E: From<InspectError>>(
         &self,
         shard: Shard,
-        each: &mut dyn FnMut(i64, &[u8], &[u8]) -> Result<(), E>,
+        each: &mut CellVisitor<'_, E>,
     ) -> Result<(), E> {
         let Some(end) = self.ends.get(usize::from(shard.0)) else { return Ok(()) };
         let mut cells: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
@@ -231,13 +234,16 @@ impl<'a> StoreView<'a> {
     }
 }
 
+/// Is given key and value of a record.
+type RecordVisitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), InspectError> + 'a;
+
 /// Visits the committed records of a partition up to ends that were taken before.
 fn each_record(
     log: &dyn Log,
     topic: &TopicId,
     partition: u32,
     ends: &PartitionEnds,
-    each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), InspectError>,
+    each: &mut RecordVisitor<'_>,
 ) -> Result<(), InspectError> {
     let mut at = Position::beginning(ends.log_start);
     while at.offset < ends.last_stable {
@@ -256,11 +262,14 @@ fn each_record(
     Ok(())
 }
 
+/// A value's text from its bytes; none where they are not of the step's type.
+type ShowValue = fn(&[u8]) -> Option<Value>;
+
 /// How keys and values of a store read as text. Without the job's code, bytes can only be guessed at.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StateText {
     key_type: Option<&'static str>,
-    value: Option<fn(&[u8]) -> Option<Value>>,
+    value: Option<ShowValue>,
 }
 
 impl StateText {
