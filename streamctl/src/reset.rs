@@ -227,7 +227,8 @@ async fn carry_out(access: &Access, found: &Found) -> Result<()> {
     if let Some((jobs, record)) = jobs.as_ref().zip(record.as_ref()) {
         let began = serde_json::to_vec(&JobRecord { resetting: true, ..record.clone() })?;
         let parts = RecordParts { key, value: Some(&began), ..RecordParts::default() };
-        producer.send(jobs, Some(0), parts).await.map_err(data::explain)?;
+        // The commit waits for it.
+        let _ack = producer.send(jobs, Some(0), parts).await.map_err(data::explain)?;
         commit(&mut producer).await?;
     }
     if let Some(state) = state {
@@ -242,7 +243,8 @@ async fn carry_out(access: &Access, found: &Found) -> Result<()> {
     }
     if let Some((jobs, _)) = jobs.as_ref().zip(record.as_ref()) {
         let parts = RecordParts { key, value: None, ..RecordParts::default() };
-        producer.send(jobs, Some(0), parts).await.map_err(data::explain)?;
+        // The commit waits for it.
+        let _ack = producer.send(jobs, Some(0), parts).await.map_err(data::explain)?;
     }
     commit(&mut producer).await
 }
