@@ -222,6 +222,26 @@ fn until_a_commit(
     })
 }
 
+/// What was committed before is told from the moment a run runs, and not only after its own first commit.
+#[test]
+fn a_run_that_starts_again_tells_what_is_committed() {
+    let (log, state) = (MemoryLog::default(), Arc::<MemoryState>::default());
+    fill(&log, &[vec!["10 a".to_owned(), "70 a".to_owned()], vec!["20 b".to_owned()]]);
+    go(&log, &state, &config(2, Mode::UntilEnd), &Monitor::new()).unwrap();
+    // There is nothing new to commit.
+    let (monitor, config) = (Monitor::new(), config(2, Mode::Unbounded));
+    let told = std::thread::scope(|scope| {
+        let running = scope.spawn(|| go(&log, &state, &config, &monitor));
+        let runs = monitor.wait_until(Duration::from_secs(20), |p| p.running);
+        let told = monitor.progress();
+        monitor.stop();
+        running.join().unwrap().unwrap();
+        assert!(runs, "it does not run after 20 s: {told:?}");
+        told
+    });
+    assert_eq!(told.committed.into_iter().collect::<Vec<_>>(), [(0, 2), (1, 1)]);
+}
+
 /// The lines in `n` portions, by partition.
 fn portions(lines: &[Vec<String>], n: usize) -> Vec<Vec<Vec<String>>> {
     let of = |rows: &Vec<String>, i: usize| rows[rows.len() * i / n..rows.len() * (i + 1) / n].to_vec();

@@ -250,6 +250,7 @@ fn one_start(
     }
     monitor.update(|p| {
         (p.replayed, p.rebuilt, p.recovery) = (start.replayed, start.rebuilt, recovery);
+        p.committed = start.partitions.iter().map(|at| (at.partition, at.position.offset)).collect();
         (p.running, p.phase) = (true, "running");
     });
     monitor.probe().at(Moment::Running);

@@ -17,7 +17,7 @@ pub struct Progress {
     pub counters: Counters,
     /// Input records whose epoch is committed, since the run began.
     pub rows_committed: u64,
-    /// Next offset committed, by input partition.
+    /// Next offset committed, by input partition; before this run's first commit, where it began to read.
     pub committed: BTreeMap<u32, i64>,
     /// Output records in the open transaction, handed to the log.
     pub open_rows: u64,
