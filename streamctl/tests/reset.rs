@@ -1,0 +1,70 @@
+//! `reset`, cut short before and after each of its writes: the job then runs on what it had, or not at all, and the same
+//! command completes it.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use common::World;
+
+/// How often each row of the job's output is in its topic.
+fn times(world: &World) -> BTreeMap<Vec<u8>, usize> {
+    let mut times = BTreeMap::new();
+    for row in
+        world.streamctl.values("ip-counts", "read-committed").expect("consume works").split(|b| *b == b'\n')
+    {
+        if !row.is_empty() {
+            *times.entry(row.to_vec()).or_insert(0) += 1;
+        }
+    }
+    times
+}
+
+#[test]
+fn a_reset_that_is_cut_short_anywhere_is_completed_by_the_next() {
+    let world = World::new();
+    let text = world.generate(4_000, 41, &["--addresses", "50"]);
+    world.append(&text, 2);
+    world.ok(&["run", "ip-count", "--until-end"]);
+    let once = times(&world);
+    assert!(once.len() > 10 && once.values().all(|n| *n == 1));
+    let mut runs = 1;
+    // Where a job started that was found after a cut: with all it had, not at all, and anew.
+    let (mut untouched, mut refused, mut anew) = (0, 0, 0);
+    // A round is what is written and synced at once. Before it, nothing of a change is there; after it, nobody was told.
+    for step in ["log-round", "log-synced"] {
+        for nth in 1.. {
+            assert!(nth < 1_000, "{step} never ends");
+            let mut reset = world.streamctl.command(["reset", "ip-count", "--yes"]);
+            reset.env_remove("TIDEMILL_DATA").env_remove("TIDEMILL_BROKER");
+            reset.env("TIDEMILL_CHAOS", "1").env("TIDEMILL_CRASH_AT", format!("{step}:{nth}"));
+            let cut = reset.stdin(Stdio::null()).output().expect("streamctl starts");
+            let killed = cut.status.signal() == Some(9);
+            assert!(killed || cut.status.success(), "{step}:{nth}: {}", String::from_utf8_lossy(&cut.stderr));
+
+            let found = world.run(&["run", "ip-count", "--until-end"]);
+            if found.code == Some(1) {
+                assert!(found.stderr.contains("streamctl reset ip-count"), "{step}:{nth}: {}", found.stderr);
+                let completed = world.ok(&["reset", "ip-count", "--yes"]);
+                assert!(completed.stderr.contains("was cut short"), "{step}:{nth}: {}", completed.stderr);
+                world.ok(&["run", "ip-count", "--until-end"]);
+                (refused, runs) = (refused + 1, runs + 1);
+            } else if found.stderr.contains("nothing new since its last commit") {
+                assert!(killed, "{step}:{nth}: it was reset, and its run found nothing");
+                untouched += 1;
+            } else {
+                assert_eq!(found.code, Some(0), "{step}:{nth}: {}", found.stderr);
+                (anew, runs) = (anew + 1, runs + 1);
+            }
+            let now = times(&world);
+            assert!(now.keys().eq(once.keys()), "{step}:{nth}: other rows");
+            assert!(now.values().all(|n| *n == runs), "{step}:{nth}: not every row {runs} times");
+            if !killed {
+                break;
+            }
+        }
+    }
+    assert!(untouched > 0 && refused > 0 && anew > 0, "{untouched} {refused} {anew}: not every case was met");
+}
