@@ -255,7 +255,7 @@ fn each_record(
             }
         }
         if fetched.next.offset <= at.offset {
-            break;
+            return Err(LogError::nothing_read(topic, partition, at.offset, ends.last_stable).into());
         }
         at = fetched.next;
     }

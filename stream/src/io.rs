@@ -173,6 +173,18 @@ pub enum LogError {
     },
 }
 
+impl LogError {
+    /// A read came back with nothing although committed records lie before `end`. Taking that for the end would lose
+    /// them, so it is a failure like that of a connection: asked again, and given up after a while.
+    pub(crate) fn nothing_read(topic: &TopicId, partition: u32, offset: i64, end: i64) -> Self {
+        let what = format!(
+            "partition {partition} of `{}` gives nothing from offset {offset} on, though it has committed records up to {end}",
+            topic.name
+        );
+        Self::Unreachable { source: what.into() }
+    }
+}
+
 /// The log.
 pub trait Log: Send + Sync + 'static {
     /// The topic's incarnation and partition count, if it exists.

@@ -343,7 +343,10 @@ pub struct Coordinator {
     marks: Marks,
     barrier_at: Option<i64>,
     align_took: i64,
+    /// A barrier is asked for by a task short of memory.
     pressed: bool,
+    /// The epoch that such a task waits for: it is written as soon as it is committed.
+    write_through: Option<u64>,
     stop: bool,
     finished: BTreeSet<usize>,
     unwritten: Vec<Epoch>,
@@ -383,6 +386,7 @@ impl Coordinator {
             barrier_at: None,
             align_took: 0,
             pressed: false,
+            write_through: None,
             stop: false,
             finished: BTreeSet::new(),
             unwritten: Vec::new(),
@@ -460,6 +464,8 @@ impl Coordinator {
             Event::Pressure => {
                 self.pressed = true;
                 self.write();
+                // What weighs on the overlay is of the epoch that runs, or of the next where a barrier is on its way.
+                self.write_through = Some(self.epoch + u64::from(self.is_aligning()));
                 self.tick(now);
             }
             Event::Finished { task } => {
@@ -474,6 +480,7 @@ impl Coordinator {
             Event::Written { epoch } => {
                 self.writing = false;
                 self.actions.push_back(Action::Applied { epoch });
+                self.write_if_pressed();
                 self.flush_if_due();
                 self.finish();
             }
@@ -717,16 +724,17 @@ impl Coordinator {
         self.summary.committed_rows += ending.rows;
         self.summary.closed_early.extend(&ending.closed_early);
         self.note_positions(positions);
-        self.unwritten_bytes += ending.cells.iter().map(|c| c.bytes()).sum::<usize>();
-        self.unwritten_records += self.records_of(&ending);
-        self.unwritten.push(Epoch { offsets: Vec::new(), joins: Vec::new(), ..ending });
+        // Without a keyed step there is no store.
+        if self.start.changelogs.is_some() {
+            self.unwritten_bytes += ending.cells.iter().map(|c| c.bytes()).sum::<usize>();
+            self.unwritten_records += self.records_of(&ending);
+            self.unwritten.push(Epoch { offsets: Vec::new(), joins: Vec::new(), ..ending });
+        }
         self.actions.push_back(Action::Committed { epoch });
         self.phase = Phase::Running;
         if last == Last::No {
             self.release();
-            if self.pressed {
-                self.write();
-            }
+            self.write_if_pressed();
             self.tick(now);
         } else {
             self.over();
@@ -772,11 +780,7 @@ impl Coordinator {
 
     /// Writes what is committed and unwritten, unless a write is under way.
     fn write(&mut self) {
-        let Some(changelogs) = &self.start.changelogs else {
-            // Without a keyed step there is no store.
-            self.unwritten.clear();
-            return;
-        };
+        let Some(changelogs) = &self.start.changelogs else { return };
         if self.writing || self.unwritten.is_empty() {
             return;
         }
@@ -804,8 +808,17 @@ impl Coordinator {
             let topic = if keyed { changelogs.keyed.uuid } else { changelogs.windows.uuid };
             batch.positions.push(ShardPosition { shard: Shard(partition as u16), topic, position });
         }
+        self.write_through = self.write_through.filter(|through| batch.epoch < *through);
         self.writing = true;
         self.actions.push_back(Action::Write(batch));
+    }
+
+    /// Writes once the epoch is committed whose cells a task is short of memory for; it reads nothing until then.
+    fn write_if_pressed(&mut self) {
+        let committed = self.unwritten.last().map_or(0, |epoch| epoch.epoch);
+        if self.write_through.is_some_and(|through| committed >= through) {
+            self.write();
+        }
     }
 
     fn flush_if_due(&mut self) {

@@ -17,7 +17,7 @@
 use crate::codec;
 use crate::error::StartError;
 use crate::fault::{self, Fault};
-use crate::io::{Cleanup, Log, NewTopic, Position, TopicId, TopicInfo, Transactions};
+use crate::io::{Cleanup, Log, LogError, NewTopic, Position, TopicId, TopicInfo, Transactions};
 use crate::key::Shard;
 use crate::names::{Identity, JOBS_TOPIC, JobRecord, PartitionMark};
 use crate::plan::Plan;
@@ -212,7 +212,7 @@ fn each_record(
             }
         }
         if fetched.next.offset <= at.offset {
-            break;
+            return Err(LogError::nothing_read(topic, partition, at.offset, ends.last_stable).into());
         }
         at = fetched.next;
     }
@@ -368,7 +368,7 @@ impl Restore<'_> {
         while at.offset < end {
             let fetched = self.log.read(topic, partition, at, CHUNK_BYTES)?;
             if fetched.next.offset <= at.offset {
-                break;
+                return Err(LogError::nothing_read(topic, partition, at.offset, end).into());
             }
             at = fetched.next;
             let mut records: Vec<(&[u8], &[u8])> = Vec::new();

@@ -182,7 +182,7 @@ impl Commits<'_> {
     }
 
     fn handle(&mut self, event: Event) -> Result<(), RunError> {
-        // Commit intervals are measured by a clock that does not jump; records carry wall time.
+        // Records carry wall time, and intervals are taken from it, too: a clock that jumps costs one early commit.
         self.coordinator.handle(event, wall_clock()).map_err(RunError::Commit)
     }
 

@@ -63,7 +63,7 @@ pub(super) fn run(
             let number = fetched.partition;
             let Some(partition) = partitions.get_mut(&number) else { continue };
             let bytes: usize = fetched.batches.iter().map(RecordBatch::bytes).sum();
-            let fed = match fetched {
+            let mut fed = match fetched {
                 Fetched { batches, next, caught_up, .. }
                     if batches.is_empty() && next.offset <= partition.next =>
                 {
@@ -78,10 +78,15 @@ pub(super) fn run(
             let port = &wiring.ports[number as usize % tasks];
             let mut inbox = port.inbox.lock();
             if let Some((_, queue)) = inbox.parts.iter_mut().find(|(p, _)| *p == number) {
-                // Of a row of vain waits the task needs the first and the last; the last replaces those between.
+                // Of a row of vain waits the task needs the first and the last; the last replaces those between, and is
+                // no idleness if one of them was none.
                 let repeat = |f: &Fed| matches!(f, Fed::Nothing { .. });
-                if repeat(&fed) && queue.len() >= 2 && queue.iter().rev().take(2).all(repeat) {
-                    queue.pop_back();
+                if queue.len() >= 2
+                    && queue.iter().rev().take(2).all(repeat)
+                    && let Fed::Nothing { caught_up, .. } = &mut fed
+                    && let Some(Fed::Nothing { caught_up: between, .. }) = queue.pop_back()
+                {
+                    *caught_up &= between;
                 }
                 queue.push_back(fed);
             }

@@ -77,6 +77,9 @@ pub enum DriveError {
     /// A crash changed the results.
     #[error(transparent)]
     Changes(Box<CrashChanges>),
+    /// Nothing is left to do, and the run has not ended.
+    #[error("the run does not end: nothing is left to do, and it was never done")]
+    Unended,
 }
 
 /// Runs a job step by step. See the head of this module.
@@ -354,7 +357,8 @@ impl<J: Job> TestDriver<J> {
         let ended = self.run_to_the_end();
         self.mode = Mode::Unbounded;
         self.process = None;
-        ended.map(|()| self.done.take().unwrap_or_default())
+        ended?;
+        self.done.take().ok_or(DriveError::Unended)
     }
 
     fn run_to_the_end(&mut self) -> Result<(), DriveError> {

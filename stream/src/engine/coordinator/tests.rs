@@ -224,6 +224,18 @@ fn scripts() -> String {
         .event("pressure", Event::Pressure)
         .committed();
     add(&mut s);
+
+    let mut s = Script::new(
+        "What a task under pressure waits for is written as soon as it is committed, however little it is.",
+        Mode::Unbounded,
+    );
+    s.coordinator.policy = CommitPolicy::default();
+    s.later(0).event("pressure", Event::Pressure).snapshots(1, 5, Some(20), MIN, 4).committed();
+    s.event("pressure", Event::Pressure).snapshots(2, 6, Some(20), MIN, 5);
+    s.event("written", Event::Written { epoch: 1 }).committed();
+    s.event("written", Event::Written { epoch: 2 });
+    s.event("commit", Event::Commit).snapshots(3, 7, Some(20), MIN, 6).committed();
+    add(&mut s);
     all.join("\n")
 }
 
