@@ -117,16 +117,16 @@ fn main() {
                     Fetched { partition: p as u32, batches: vec![batch.clone()], next, caught_up: false };
                 source.fetched(fetched, &mut outs[p]).expect("rows that can be read");
             }
-            source.publish(&mut outs[p]);
+            source.publish(&mut outs[p]).unwrap();
             if i == all {
-                source.barrier(Last::End, &mut outs[p]);
+                source.barrier(Last::End, &mut outs[p]).unwrap();
             }
             in_sources += cpu() - began;
         }
         if since >= 200_000 && i < all {
             since = 0;
             for (p, source) in sources.iter_mut().enumerate() {
-                source.barrier(Last::No, &mut outs[p]);
+                source.barrier(Last::No, &mut outs[p]).unwrap();
             }
         }
         let began = cpu();

@@ -71,6 +71,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) partition: u32,
     /// The job value as the task last published it.
     pub(crate) published: i64,
+    /// Whether its records are run one by one, because one of them may make the job panic.
+    pub(crate) alone: bool,
     /// What leaves the task.
     pub(crate) emit: &'a mut Emit,
 }
@@ -147,7 +149,11 @@ impl Emit {
 /// The end of a chain that holds rows back for a while.
 pub(crate) trait Tail {
     /// Sends everything held back.
-    fn flush(&mut self, emit: &mut Emit);
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::KeyPanicked`], which does not know yet what was read.
+    fn flush(&mut self, emit: &mut Emit) -> Result<(), StepError>;
     /// The smallest window end of what is held back.
     fn earliest_end(&self) -> Option<i64>;
 }

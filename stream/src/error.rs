@@ -104,6 +104,17 @@ pub enum StepError {
         /// The panic's message.
         message: String,
     },
+    /// A key's encoding panicked, of one of the rows that waited to be sent on together.
+    #[error(
+        "the encoding of a key panics, of a record read {}: {message}; mend `Key::encode`",
+        read.iter().map(|(partition, offsets)| records(*partition, offsets)).collect::<Vec<_>>().join(" or ")
+    )]
+    KeyPanicked {
+        /// Partitions and offsets that the source task read since its last barrier.
+        read: Vec<(u32, Range<i64>)>,
+        /// The panic's message.
+        message: String,
+    },
     /// The job's code panicked in the keyed step or in the chain behind it.
     #[error(
         "step `{step}` panics{}: {message}; mend the job, or keep such rows out with a filter before the step",

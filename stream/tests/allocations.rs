@@ -73,7 +73,7 @@ fn a_warm_chain_allocates_at_most_once_per_hundred_rows() {
         let region = Region::new(ALLOCATOR);
         let (from, to) = outs.split_at_mut(1);
         source.fetched(fetched, &mut from[0]).unwrap();
-        source.publish(&mut from[0]);
+        source.publish(&mut from[0]).unwrap();
         for (receiver, message) in from[0].messages() {
             keyed[receiver].receive(0, message, &mut to[receiver]).unwrap_or_default();
         }

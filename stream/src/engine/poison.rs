@@ -4,6 +4,7 @@
 //!   panic in a batch of a source chain ─▶ restart; its records run one by one ─▶ panic: this record, one more try (durable)
 //!        tries left ─▶ restart, alone again      none left ─▶ restart; it goes to the dead letters and is not run
 //!                                                           └ no dead-letter topic: the job stops and names it
+//!   panic in a key's encoding, rows later ─▶ restart; all that may have been it runs one by one, keys encoded at once
 //!   panic in the keyed step ─▶ restart; groups and results run one by one ─▶ as often as tries: the job stops and names
 //!                                                                            step, key and window
 //! ```
@@ -151,6 +152,8 @@ pub struct Triage {
     suspects: Vec<Suspects>,
     /// Panics of the keyed step by key and window; `None` before they were known.
     groups: BTreeMap<Option<KeyAndWindow>, u32>,
+    /// Panics of keys' encodings since a record was found to be to blame.
+    keys: u32,
     /// Panics anywhere else.
     elsewhere: u32,
 }
@@ -182,6 +185,7 @@ impl Triage {
             tried: remembered,
             suspects: Vec::new(),
             groups: BTreeMap::new(),
+            keys: 0,
             elsewhere: 0,
         }
     }
@@ -193,7 +197,7 @@ impl Triage {
             start.partitions.iter().map(|p| (p.partition, p.position.offset)).collect();
         self.committed(&committed);
         let is_done = |t: &&Tried| t.tries >= self.tries_max && self.dead_letters;
-        let tried = self.tried.iter().map(|t| (t.partition, t.offset..t.offset + 1));
+        let tried = self.tried.iter().map(|t| (t.partition, t.offset..t.offset.saturating_add(1)));
         let suspects = self.suspects.iter().map(|s| (s.partition, s.offsets.clone()));
         Care {
             alone: tried.chain(suspects).collect(),
@@ -222,6 +226,18 @@ impl Triage {
             StepError::RecordPanicked { partition, offsets, message } => {
                 Some(self.record(*partition, offsets, message))
             }
+            StepError::KeyPanicked { read, .. } => {
+                for (partition, offsets) in read {
+                    self.suspects.push(Suspects {
+                        partition: *partition,
+                        offsets: offsets.clone(),
+                        tries: 1,
+                    });
+                }
+                // Once they run one by one it is known which record it is, unless the encoding panics as it likes.
+                self.keys += 1;
+                Some(if self.keys < self.tries_max.max(2) { Verdict::Again } else { Verdict::Stop })
+            }
             StepError::StepPanicked { group, .. } => Some(self.group(group.as_deref().cloned())),
             _ => None,
         }
@@ -238,6 +254,7 @@ impl Triage {
             self.suspects.push(Suspects { partition, offsets: offsets.clone(), tries: 1 });
             return Verdict::Again;
         }
+        self.keys = 0;
         let (topic, offset) = (self.topic, offsets.start);
         let same = |t: &Tried| t.topic == topic && t.partition == partition && t.offset == offset;
         let at = self.tried.iter().position(same).unwrap_or_else(|| {
@@ -248,7 +265,7 @@ impl Triage {
             self.tried.len() - 1
         });
         let tried = &mut self.tried[at];
-        tried.tries += 1;
+        tried.tries = tried.tries.saturating_add(1);
         message.clone_into(&mut tried.error);
         if tried.tries < self.tries_max || self.dead_letters {
             return Verdict::Again;
@@ -270,11 +287,17 @@ impl Triage {
     }
 }
 
-/// The message of a caught panic.
+/// Bytes that are kept of a panic's message: it may quote the whole record, and goes into a header, a file and an error.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+
+/// The message of a caught panic, its beginning if it is long.
 pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "no message".to_owned())
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    if text.len() <= MESSAGE_BYTES_MAX {
+        return text.to_owned();
+    }
+    format!("{}... ({} bytes)", &text[..text.floor_char_boundary(MESSAGE_BYTES_MAX)], text.len())
 }
 
 /// Key bytes for a message: text where they are text.

@@ -39,6 +39,10 @@ pub enum Last {
 struct Part {
     number: u32,
     next: Position,
+    /// `next` at the last barrier, when nothing was held back.
+    since: i64,
+    /// Behind the batch that is being processed.
+    reading: i64,
     watermark: i64,
     end: Option<i64>,
     /// At most once: behind what was fetched and waits to be processed.
@@ -108,6 +112,8 @@ impl SourceTask {
         self.parts.push(Part {
             number: p.partition,
             next: p.position,
+            since: p.position.offset,
+            reading: p.position.offset,
             watermark,
             end: p.end,
             ahead: p.position,
@@ -124,6 +130,8 @@ impl SourceTask {
         let part = Part {
             number: partition,
             next: position,
+            since: position.offset,
+            reading: position.offset,
             watermark,
             end: None,
             ahead: position,
@@ -215,14 +223,15 @@ impl SourceTask {
     fn batch(&mut self, at: usize, batch: &RecordBatch, out: &mut TaskOutput) -> Result<(), StepError> {
         let partition = self.parts[at].number;
         let offsets = batch.offset(0)..batch.offset(batch.len() - 1) + 1;
+        self.parts[at].reading = offsets.end;
         if !self.care.concerns(partition, &offsets) {
-            return self.caught(at, batch, offsets, out);
+            return self.caught(at, batch, offsets, false, out);
         }
         for one in (0..batch.len()).map(|i| batch.only(i)) {
             let offset = one.offset(0);
             match self.care.buried(partition, offset) {
                 Some(tried) => self.bury(tried, one.record(0), out),
-                None => self.caught(at, &one, offset..offset + 1, out)?,
+                None => self.caught(at, &one, offset..offset + 1, true, out)?,
             }
         }
         Ok(())
@@ -234,14 +243,34 @@ impl SourceTask {
         at: usize,
         records: &RecordBatch,
         offsets: Range<i64>,
+        alone: bool,
         out: &mut TaskOutput,
     ) -> Result<(), StepError> {
         let (part, head) = (&mut self.parts[at], &mut self.head);
         let (partition, published) = (part.number, self.sent);
-        let mut cx = Cx { records, partition, published, emit: &mut out.emit };
-        catch_unwind(AssertUnwindSafe(|| head.run(&mut part.watermark, &mut cx))).unwrap_or_else(|panic| {
+        let mut cx = Cx { records, partition, published, alone, emit: &mut out.emit };
+        let ran = catch_unwind(AssertUnwindSafe(|| head.run(&mut part.watermark, &mut cx)));
+        let ran = ran.unwrap_or_else(|panic| {
             Err(StepError::RecordPanicked { partition, offsets, message: poison::message(&*panic) })
-        })
+        });
+        ran.map_err(|error| self.blame(error))
+    }
+
+    /// Which records a key may be of whose encoding panicked: rows wait for others from barrier to barrier.
+    fn blame(&self, error: StepError) -> StepError {
+        match error {
+            StepError::KeyPanicked { message, .. } => {
+                let read = self.parts.iter().map(|p| (p.number, p.since..p.reading.max(p.next.offset)));
+                StepError::KeyPanicked { read: read.filter(|(_, r)| !r.is_empty()).collect(), message }
+            }
+            error => error,
+        }
+    }
+
+    /// Sends what was combined.
+    fn flush_tail(&mut self, out: &mut TaskOutput) -> Result<(), StepError> {
+        let flushed = self.head.tail().map_or(Ok(()), |tail| tail.flush(&mut out.emit));
+        flushed.map_err(|error| self.blame(error))
     }
 
     /// Writes a record to the dead letters, with the error and the number of tries in headers.
@@ -299,49 +328,58 @@ impl SourceTask {
     }
 
     /// Reads the job value and sends it on if it rose. Called once per batch or so, and when a fetch came back empty.
-    pub fn publish(&mut self, out: &mut TaskOutput) {
+    ///
+    /// # Errors
+    ///
+    /// If the job cannot go on.
+    pub fn publish(&mut self, out: &mut TaskOutput) -> Result<(), StepError> {
         self.register_late();
-        self.send_time(false, out);
+        self.send_time(false, out)
     }
 
-    fn send_time(&mut self, last: bool, out: &mut TaskOutput) {
+    fn send_time(&mut self, last: bool, out: &mut TaskOutput) -> Result<(), StepError> {
         let mut value = self.place.publish();
         if fault::active(Fault::FloorSetLater) {
             (value, self.read_before) = (if last { value } else { self.read_before }, value);
             self.place.note(value);
         }
-        self.send(value, out);
+        self.send(value, out)
     }
 
-    fn send(&mut self, value: i64, out: &mut TaskOutput) {
+    fn send(&mut self, value: i64, out: &mut TaskOutput) -> Result<(), StepError> {
         if value <= self.sent {
-            return;
+            return Ok(());
         }
         out.epoch = self.epoch;
-        if let Some(tail) = self.head.tail() {
-            let closes = tail.earliest_end().is_some_and(|end| end - 1 <= value);
-            if closes && !fault::active(Fault::TimeBeforeFlush) {
-                tail.flush(&mut out.emit);
-            }
+        let earliest = self.head.tail().and_then(|tail| tail.earliest_end());
+        if earliest.is_some_and(|end| end - 1 <= value) && !fault::active(Fault::TimeBeforeFlush) {
+            self.flush_tail(out)?;
         }
         self.sent = value;
         for receiver in 0..self.receivers {
             out.emit.messages.push((receiver, Message::Time(value)));
         }
+        Ok(())
     }
 
     /// The epoch ends here.
-    pub fn barrier(&mut self, last: Last, out: &mut TaskOutput) {
+    ///
+    /// # Errors
+    ///
+    /// If the job cannot go on.
+    pub fn barrier(&mut self, last: Last, out: &mut TaskOutput) -> Result<(), StepError> {
         self.register_late();
         out.epoch = self.epoch;
         // The runner may have been late with it, and a snapshot must not depend on that where the run ends.
-        self.send_time(last != Last::No, out);
+        self.send_time(last != Last::No, out)?;
         if last == Last::End {
-            self.send(END, out);
+            self.send(END, out)?;
         }
-        let flush = !fault::active(Fault::CombineOverBarrier) || last != Last::No;
-        if let Some(tail) = self.head.tail().filter(|_| flush) {
-            tail.flush(&mut out.emit);
+        if !fault::active(Fault::CombineOverBarrier) || last != Last::No {
+            self.flush_tail(out)?;
+        }
+        for part in &mut self.parts {
+            part.since = part.next.offset;
         }
         let floor = self.place.floor();
         let mut partitions = Vec::with_capacity(self.parts.len());
@@ -363,6 +401,7 @@ impl SourceTask {
             out.emit.messages.push((receiver, Message::Barrier(self.epoch)));
         }
         self.epoch += 1;
+        Ok(())
     }
 
     /// The running epoch.

@@ -20,6 +20,7 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
@@ -29,7 +30,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::hash::BuildHasher as _;
 
-use super::poison::{KeyAndWindow, key_text};
+use super::poison::{self, KeyAndWindow, key_text};
 use super::{Groups, Message, shards_of};
 use crate::chain::{Cx, Emit, Rows, Stage, Tail, TaskEnv};
 use crate::codec::state as codec;
@@ -263,20 +264,25 @@ impl<K: Key, T: Send, G: Aggregation<T>> Stage<(K, T)> for Edge<K, T, G> {
                 continue;
             }
             let part = self.aggregation.part(value);
+            if cx.alone {
+                // A panic in it is this record's, and not that of whoever fills the table.
+                self.key.clear();
+                key.encode(&mut self.key);
+            }
             self.add(key, end, part);
             // At the limit, not above it: one group more would double the room of the table.
             if self.groups.len() >= self.env.combine_groups_max && self.env.combine_groups_max > 0 {
                 if self.bypass == 0 && G::COMBINES && self.combined < 2 * self.groups.len() {
                     self.bypass = BYPASS_CHUNKS;
                 }
-                self.flush(cx.emit);
+                self.flush(cx.emit)?;
             }
         }
         rows.values = values;
         if self.bypass > 0 || !G::COMBINES || self.env.combine_groups_max == 0 {
             self.bypass = self.bypass.saturating_sub(1);
             if self.groups.len() >= SEND_ROWS || (self.bypass == 0 && G::COMBINES) {
-                self.flush(cx.emit);
+                self.flush(cx.emit)?;
             }
         }
         Ok(())
@@ -288,10 +294,22 @@ impl<K: Key, T: Send, G: Aggregation<T>> Stage<(K, T)> for Edge<K, T, G> {
 }
 
 impl<K: Key, T: Send, G: Aggregation<T>> Tail for Edge<K, T, G> {
-    fn flush(&mut self, emit: &mut Emit) {
+    fn flush(&mut self, emit: &mut Emit) -> Result<(), StepError> {
         if self.groups.is_empty() {
-            return;
+            return Ok(());
         }
+        catch_unwind(AssertUnwindSafe(|| self.send(emit)))
+            .map_err(|panic| StepError::KeyPanicked { read: Vec::new(), message: poison::message(&*panic) })
+    }
+
+    fn earliest_end(&self) -> Option<i64> {
+        (!self.groups.is_empty()).then_some(self.earliest)
+    }
+}
+
+impl<K: Key, T: Send, G: Aggregation<T>> Edge<K, T, G> {
+    /// Sends the groups, each to the task of its key. The one place where keys are encoded, which is the job's code.
+    fn send(&mut self, emit: &mut Emit) {
         let each = self.groups.len() / self.env.receivers + 1;
         emit.counters.exchanged += self.groups.len() as u64;
         let mut columns: Vec<Option<Columns<G::Part>>> = (0..self.env.receivers).map(|_| None).collect();
@@ -317,10 +335,6 @@ impl<K: Key, T: Send, G: Aggregation<T>> Tail for Edge<K, T, G> {
                     .push((receiver, Message::Rows(Groups { groups: Box::new(columns), len, bytes })));
             }
         }
-    }
-
-    fn earliest_end(&self) -> Option<i64> {
-        (!self.groups.is_empty()).then_some(self.earliest)
     }
 }
 
@@ -593,7 +607,7 @@ impl<K: Key, T: Send + 'static, G: Aggregation<T>> TumblingStep<K, T, G> {
 
     fn hand_on(&mut self, emit: &mut Emit) -> Result<(), StepError> {
         let records = RecordBatch::default();
-        let mut cx = Cx { records: &records, partition: 0, published: MIN, emit };
+        let mut cx = Cx { records: &records, partition: 0, published: MIN, alone: false, emit };
         let result = self.next.push(&mut self.results, &mut cx);
         self.results.clear();
         result

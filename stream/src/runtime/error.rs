@@ -61,8 +61,16 @@ pub enum RunError {
     )]
     StoppedAtOnce,
     /// What made the job panic cannot be remembered.
-    #[error("how often records made the job panic cannot be kept")]
-    Tries(#[source] std::io::Error),
+    #[error(
+        "how often records made the job panic cannot be kept{}",
+        after.as_ref().map(|after| format!(" (after this: {after})")).unwrap_or_default()
+    )]
+    Tries {
+        /// The panic that was to be remembered; `None` while the run starts.
+        after: Option<String>,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A thread could not be made.
     #[error("a thread of the run could not be made")]
     Thread(#[source] std::io::Error),
@@ -77,6 +85,14 @@ impl RunError {
                 | Self::Log(LogError::Unreachable { .. })
                 | Self::Start(StartError::Log(LogError::Unreachable { .. }))
         )
+    }
+
+    /// With what happened before: a panic must not be lost because it cannot be remembered.
+    pub(super) fn after(self, panic: &Self) -> Self {
+        match self {
+            Self::Tries { source, .. } => Self::Tries { after: Some(panic.chain().join(": ")), source },
+            error => error,
+        }
     }
 
     /// Whether the arguments or the job are to be corrected, rather than something outside.

@@ -147,7 +147,7 @@ pub fn run(
             }
             Ok(Outcome::Aborted) => RunError::Aborted,
             Err(error) if error.is_passing() => error,
-            Err(error) => match patient.failed(&error)? {
+            Err(error) => match patient.failed(&error).map_err(|tries| tries.after(&error))? {
                 Some(Verdict::Again) if monitor.asked() == Stop::No => {
                     // The record, or what names it, is known by now: there is nothing to wait for.
                     returns(config, monitor, &error, &mut report);
@@ -189,14 +189,14 @@ struct Patient<'a> {
 
 impl<'a> Patient<'a> {
     fn admit(plan: &Plan, policy: &'a PoisonPolicy) -> Result<Self, RunError> {
-        let saved = policy.book.load().map_err(RunError::Tries)?;
+        let saved = policy.book.load().map_err(|source| RunError::Tries { after: None, source })?;
         Ok(Self { triage: Triage::new(plan, policy.tries, saved.clone()), policy, saved })
     }
 
     fn save(&mut self) -> Result<(), RunError> {
         if self.saved != self.triage.tried() {
             self.saved = self.triage.tried().to_vec();
-            self.policy.book.save(&self.saved).map_err(RunError::Tries)?;
+            self.policy.book.save(&self.saved).map_err(|source| RunError::Tries { after: None, source })?;
         }
         Ok(())
     }

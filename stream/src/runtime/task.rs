@@ -63,7 +63,7 @@ impl TaskThread {
     pub(super) fn run(&mut self) -> Result<(), Failed> {
         self.check_finished();
         while !self.wiring.is_down() {
-            let mut busy = self.commands();
+            let mut busy = self.commands().map_err(|error| Failed { part: AT_SOURCE, error })?;
             busy |= self.receive().map_err(|error| Failed { part: AT_KEYED, error })?;
             let sent = self.flush();
             if sent && self.may_read() {
@@ -77,7 +77,7 @@ impl TaskThread {
     }
 
     /// What the coordinator asks for comes first.
-    fn commands(&mut self) -> bool {
+    fn commands(&mut self) -> Result<bool, StepError> {
         let commands = std::mem::take(&mut *self.wiring.ports[self.index].commands.lock());
         let any = !commands.is_empty();
         for command in commands {
@@ -89,7 +89,7 @@ impl TaskThread {
                             let next = queue.iter().rev().find_map(Fed::next);
                             next.into_iter().for_each(|next| source.fetched_ahead(*partition, next));
                         }
-                        source.barrier(last, &mut self.out);
+                        source.barrier(last, &mut self.out)?;
                         self.hand_on();
                     }
                 }
@@ -106,7 +106,7 @@ impl TaskThread {
                 }
             }
         }
-        any
+        Ok(any)
     }
 
     /// Lets the keyed task work on what has arrived.
@@ -176,7 +176,7 @@ impl TaskThread {
             }
             Fed::Nothing { partition, caught_up, now } => source.nothing(partition, caught_up, now),
         }
-        source.publish(&mut self.out);
+        source.publish(&mut self.out)?;
         self.hand_on();
         self.count();
         self.check_finished();

@@ -211,7 +211,7 @@ impl Process {
     }
 
     pub(crate) fn publish(&mut self, source: usize) -> Result<(), ProcessError> {
-        self.sources[source].publish(&mut self.source_out[source]);
+        self.sources[source].publish(&mut self.source_out[source])?;
         self.after_source(source)
     }
 
@@ -219,7 +219,7 @@ impl Process {
     pub(crate) fn barrier(&mut self, source: usize) -> Result<bool, ProcessError> {
         let Some(last) = self.due[source].take() else { return Ok(false) };
         self.fetch_ahead(source)?;
-        self.sources[source].barrier(last, &mut self.source_out[source]);
+        self.sources[source].barrier(last, &mut self.source_out[source])?;
         self.after_source(source)?;
         Ok(true)
     }
