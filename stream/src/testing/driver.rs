@@ -151,6 +151,9 @@ pub struct TestDriver<J> {
     done: Option<Summary>,
     counters: Counters,
     replayed: u64,
+    /// Messages that a channel holds before its source task waits.
+    queue: usize,
+    waits: u64,
     job: PhantomData<fn() -> J>,
 }
 
@@ -194,6 +197,8 @@ impl<J: Job> TestDriver<J> {
             done: None,
             counters: Counters::default(),
             replayed: 0,
+            queue: usize::MAX,
+            waits: 0,
             job: PhantomData,
         })
     }
@@ -226,6 +231,18 @@ impl<J: Job> TestDriver<J> {
     #[must_use]
     pub fn shards(self, shards: u16) -> Self {
         Self { shards, ..self }
+    }
+
+    /// Messages that a channel between two tasks holds: a source task with a full channel reads nothing, and otherwise one
+    /// record at a turn.
+    #[must_use]
+    pub fn queue(self, messages: usize) -> Self {
+        Self { queue: messages.max(1), ..self }
+    }
+
+    /// How often a source task with input did not read because a channel was full.
+    pub fn waits(&self) -> u64 {
+        self.waits
     }
 
     /// The store is written and flushed by [`Self::write_store`], [`Self::flush_store`] and the end of a run only, as if
@@ -587,7 +604,7 @@ impl<J: Job> TestDriver<J> {
         turns.extend((0..sources).flat_map(|s| [Turn::Publish(s), Turn::Barrier(s)]));
         turns.extend((0..channels).map(Turn::Deliver));
         turns.push(Turn::Act);
-        let mut rows = usize::MAX;
+        let mut rows = if self.queue == usize::MAX { usize::MAX } else { 1 };
         if let Some(rng) = &mut self.rng {
             turns.shuffle(rng);
             rows = rng.random_range(1..=16);
@@ -596,6 +613,11 @@ impl<J: Job> TestDriver<J> {
         for turn in turns {
             let Some(process) = &mut self.process else { return Ok(true) };
             worked |= match turn {
+                // Whoever waits for room does no work: if everybody does, nothing goes on, and the run does not end.
+                Turn::Read(p) if process.is_full(p, self.queue) => {
+                    self.waits += u64::from(process.has_input(p)?);
+                    false
+                }
                 Turn::Read(p) => process.read(p, rows)?,
                 Turn::Barrier(s) => process.barrier(s as usize)?,
                 Turn::Deliver(c) => process.deliver(c as usize)?,

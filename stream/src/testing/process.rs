@@ -195,12 +195,25 @@ impl Process {
 
     /// Whether a partition has records that no task has processed yet.
     pub(crate) fn is_behind(&self) -> Result<bool, ProcessError> {
-        for (partition, at, reads) in self.sources.iter().flat_map(SourceTask::partitions) {
-            if reads && at.offset < self.log.ends(&self.start.input.id, partition)?.end.offset {
+        for partition in self.sources.iter().flat_map(SourceTask::partitions).map(|(p, _, _)| p) {
+            if self.has_input(partition)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether this partition has records that its task has not processed yet.
+    pub(crate) fn has_input(&self, partition: u32) -> Result<bool, ProcessError> {
+        let mut parts = self.sources[self.source_of(partition)].partitions();
+        let Some((_, at, true)) = parts.find(|p| p.0 == partition) else { return Ok(false) };
+        Ok(at.offset < self.log.ends(&self.start.input.id, partition)?.end.offset)
+    }
+
+    /// Whether a channel of the partition's task holds this many messages.
+    pub(crate) fn is_full(&self, partition: u32, messages: usize) -> bool {
+        let (source, keyed) = (self.source_of(partition), self.start.layout.keyed);
+        self.channels[source * keyed..][..keyed].iter().any(|channel| channel.len() >= messages)
     }
 
     pub(crate) fn nothing(&mut self, partition: u32, caught_up: bool, now: i64) {

@@ -8,7 +8,7 @@
 //!     out a 0..10 1
 //! ```
 //!
-//! Records are `TIME KEY`. Of rows that one command committed the order is not told: between keys there is none.
+//! `queue=N` bounds the channels between tasks. Records are `TIME KEY`. Of rows that one command committed the order is not told: between keys there is none.
 //! `TIDEMILL_GOLDEN=write` writes what comes out into the files; review it like code.
 //!
 //! | command | means |
@@ -78,6 +78,8 @@ pub struct Case {
     partitions: u32,
     pub tasks: usize,
     lagging: bool,
+    /// Messages that a channel holds, if it is bounded.
+    queue: Option<usize>,
     /// Whether a crash may change nothing. Not where idleness is a decision that a crash undoes.
     pub crashes: bool,
 }
@@ -113,7 +115,7 @@ impl Case {
             line.split_whitespace().map(|word| word.split_once('=').unwrap_or((word, ""))).collect();
         let number = |name: &str| words.get(name).map(|n| n.parse::<u64>().expect("a number"));
         let unknown = |word: &&str| {
-            !["window", "bound", "idle", "partitions", "tasks", "lagging", "crashes"].contains(word)
+            !["window", "bound", "idle", "partitions", "tasks", "lagging", "crashes", "queue"].contains(word)
         };
         assert_eq!(words.keys().copied().find(|word| unknown(word)), None, "{name}");
         Self {
@@ -125,6 +127,7 @@ impl Case {
             partitions: number("partitions").unwrap_or(2) as u32,
             tasks: number("tasks").unwrap_or(2) as usize,
             lagging: words.contains_key("lagging"),
+            queue: number("queue").map(|n| n as usize),
             crashes: words.get("crashes") != Some(&"no"),
             path: path.to_owned(),
             name,
@@ -134,6 +137,7 @@ impl Case {
 
     pub fn driver(&self, tasks: usize) -> Result<Driver> {
         let driver = Driver::new(&self.job)?.partitions(self.partitions).tasks(tasks).shards(4);
+        let driver = if let Some(queue) = self.queue { driver.queue(queue) } else { driver };
         Ok(if self.lagging { driver.lagging_store() } else { driver })
     }
 
@@ -150,7 +154,7 @@ impl Case {
     pub fn record(&self, mut driver: Driver) -> Result<Ran, DriveError> {
         let head = self.text.lines().take_while(|line| !line.starts_with('>'));
         let mut text: String = head.map(|line| format!("{line}\n")).collect();
-        let (mut before, mut starts) = (Rows::new(), driver.starts());
+        let (mut before, mut starts, mut waits) = (Rows::new(), driver.starts(), driver.waits());
         for command in self.commands() {
             writeln!(text, "> {command}").expect("a string");
             let said = self.run(&mut driver, command)?;
@@ -162,6 +166,10 @@ impl Case {
                     .expect("a string");
             }
             starts = now;
+            let waited = driver.waits() - std::mem::replace(&mut waits, driver.waits());
+            if waited > 0 {
+                writeln!(text, "    a read waited for a full queue {waited} times").expect("a string");
+            }
             let rows = rows(&driver);
             for (row, times) in &rows {
                 for _ in before.get(row).copied().unwrap_or(0)..*times {
