@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::chaos::{self, Bank, Layouts};
-use crate::power::{FileSystem, Outcome, Power};
+use crate::power::{FileSystem, MayCut, Outcome, Power};
 use crate::recount::utc_text;
 
 const HEADER: &str = "date,commit,kind,seed_from,seed_to,counts,failures";
@@ -116,8 +116,10 @@ impl Ledger {
             return Ok(());
         };
         build()?;
-        if let (Some(fs), Err(why)) = (kind.file_system(), crate::power::may_cut()) {
-            bail!("{} can not be run here: {why}", fs.name());
+        if let Some(fs) = kind.file_system()
+            && let MayCut::No(why) | MayCut::Broken(why) = crate::power::may_cut()
+        {
+            bail!("power cuts on {} can not be run here: {why}", fs.name());
         }
         let commit = commit()?;
         let mut from = next_seed(&rows, kind);

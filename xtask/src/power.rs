@@ -116,8 +116,9 @@ impl Power {
             return inside(self, work).map(Outcome::Done);
         }
         match may_cut() {
-            Ok(root) => self.in_namespaces(&root).map(Outcome::Done),
-            Err(why) => Ok(Outcome::Skipped(why)),
+            MayCut::Yes(root) => self.in_namespaces(&root).map(Outcome::Done),
+            MayCut::No(why) => Ok(Outcome::Skipped(why)),
+            MayCut::Broken(why) => bail!(why),
         }
     }
 
@@ -180,15 +181,18 @@ impl Power {
         if !output.status.success() {
             let kept = match &self.fault {
                 None => format!("kept for a look: {}", work.display()),
-                Some(_) => fs::remove_dir_all(&work).map(|()| "nothing kept".to_owned())?,
+                Some(_) => match remove_as_root(root, &work) {
+                    Ok(()) => "nothing kept".to_owned(),
+                    // What the cuts found is what counts.
+                    Err(error) => format!("{error:#}"),
+                },
             };
             bail!("power cuts on {}: {}\n{kept}", self.fs.name(), said.trim());
         }
         let mut counts: Counts =
             serde_json::from_str(said.trim()).with_context(|| format!("not a result: {said:?}"))?;
         counts.seconds = started.elapsed().as_secs();
-        // Files in it may be root's; those inside removed them.
-        fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
+        remove_as_root(root, &work)?;
         Ok(counts)
     }
 }
@@ -224,28 +228,47 @@ impl Counts {
     }
 }
 
+/// Whether power can be cut here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MayCut {
+    /// With this before a command it is root's.
+    Yes(Vec<String>),
+    /// This machine has not got what it takes.
+    No(String),
+    /// It has root and loop devices, and yet it does not work: that is no reason to skip anything.
+    Broken(String),
+}
+
 /// How to become root here, or why power can not be cut.
-pub(crate) fn may_cut() -> Result<Vec<String>, String> {
+pub(crate) fn may_cut() -> MayCut {
     if !cfg!(target_os = "linux") {
-        return Err("power cuts need Linux: they mount loop images".into());
+        return MayCut::No("power cuts need Linux: they mount loop images".into());
     }
     let root: Vec<String> = if rustix::process::geteuid().is_root() {
         Vec::new()
     } else if succeeds("sudo", &["-n", "true"]) {
         vec!["sudo".into(), "-n".into()]
     } else {
-        return Err("power cuts need root, and `sudo -n` asks for a password".into());
+        return MayCut::No("power cuts need root, and `sudo -n` asks for a password".into());
     };
     if !Path::new("/dev/loop-control").exists() {
-        return Err("power cuts need loop devices, and there is no /dev/loop-control".into());
+        return MayCut::No("power cuts need loop devices, and there is no /dev/loop-control".into());
     }
+    probed(root, &UNSHARE)
+}
+
+/// With root and loop devices there is nothing to skip: a namespace that cannot be made is a failure.
+fn probed(root: Vec<String>, namespace: &[&str]) -> MayCut {
     let mut probe: Vec<&str> = root.iter().map(String::as_str).collect();
-    probe.extend(UNSHARE);
+    probe.extend(namespace);
     probe.push("true");
-    if !succeeds(probe[0], &probe[1..]) {
-        return Err(format!("power cuts need a mount namespace, and `{}` fails", probe.join(" ")));
+    if succeeds(probe[0], &probe[1..]) {
+        return MayCut::Yes(root);
     }
-    Ok(root)
+    MayCut::Broken(format!(
+        "root and loop devices are here, and yet `{}` fails: power cuts need a mount namespace",
+        probe.join(" ")
+    ))
 }
 
 /// Ends this process, and with it the namespaces, when standard input closes: whoever started it is gone.
@@ -299,6 +322,17 @@ fn inside(options: &Power, work: &Path) -> Result<Counts> {
     Ok(counts)
 }
 
+/// Removes a folder in which files may be root's.
+fn remove_as_root(root: &[String], dir: &Path) -> Result<()> {
+    if root.is_empty() {
+        return fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()));
+    }
+    let status = Command::new(&root[0]).args(&root[1..]).args(["rm", "-rf", "--"]).arg(dir).status();
+    let status = status.with_context(|| format!("cannot start {} to remove {}", root[0], dir.display()))?;
+    ensure!(status.success(), "cannot remove {}: {} rm ended with {status}", dir.display(), root.join(" "));
+    Ok(())
+}
+
 /// Folders of runs that were killed. Those of failed runs are kept: they say so by a file in them.
 fn remove_stale(target: &Path) {
     let Ok(entries) = fs::read_dir(target) else { return };
@@ -345,5 +379,34 @@ impl Random {
 
     fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A skip must not hide that what was there to be used does not work.
+    #[test]
+    fn a_probe_that_fails_with_root_and_loop_devices_is_no_skip() {
+        assert_eq!(probed(Vec::new(), &["env"]), MayCut::Yes(Vec::new()));
+        let broken = probed(Vec::new(), &["env", "false"]);
+        assert!(
+            matches!(&broken, MayCut::Broken(why) if why.contains("`env false true` fails")),
+            "{broken:?}"
+        );
+    }
+
+    #[test]
+    fn a_folder_is_removed_by_whoever_may() {
+        let dir = tempfile::tempdir().unwrap();
+        for root in [Vec::new(), vec!["env".to_owned(), "LC_ALL=C".to_owned()]] {
+            let work = dir.path().join("work");
+            fs::create_dir_all(work.join("deep")).unwrap();
+            remove_as_root(&root, &work).unwrap();
+            assert!(!work.exists());
+        }
+        let error = remove_as_root(&["false".to_owned()], dir.path()).unwrap_err().to_string();
+        assert!(error.starts_with("cannot remove"), "{error}");
     }
 }

@@ -147,6 +147,17 @@ impl Streamctl {
     }
 }
 
+/// What a run says while somebody listens for a moment.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Polled {
+    /// This.
+    Said(Status),
+    /// Nothing.
+    Nothing,
+    /// Nothing more: it closed its output.
+    End,
+}
+
 /// A running job. Dropping it kills it.
 #[derive(Debug)]
 pub struct Run {
@@ -164,14 +175,23 @@ impl Run {
 
     /// The next status, or none once the process closed its output; an error if it says nothing for `patience`.
     pub fn next(&mut self, patience: Duration) -> Result<Option<Status>> {
+        match self.poll(patience)? {
+            Polled::Said(status) => Ok(Some(status)),
+            Polled::End => Ok(None),
+            Polled::Nothing => bail!("the run has said nothing for {patience:?}"),
+        }
+    }
+
+    /// What it says within `patience`; an error if that is no status.
+    pub fn poll(&mut self, patience: Duration) -> Result<Polled> {
         match self.lines.recv_timeout(patience) {
             Ok(line) => {
                 let status =
                     serde_json::from_str(&line).with_context(|| format!("not a status line: {line}"))?;
-                Ok(Some(status))
+                Ok(Polled::Said(status))
             }
-            Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => bail!("the run has said nothing for {patience:?}"),
+            Err(RecvTimeoutError::Disconnected) => Ok(Polled::End),
+            Err(RecvTimeoutError::Timeout) => Ok(Polled::Nothing),
         }
     }
 

@@ -7,9 +7,10 @@
 //!                                        acks, outside the disk that is cut
 //! ```
 //!
-//! After each cut: every partition holds a prefix of what was sent to it, with every durable line in it, and no
-//! commit of the job lies before one that it told earlier. After the last one the job runs to its end, and its output equals a
-//! recount of the lines that are there.
+//! After each cut: every partition holds a prefix of what was sent to it, with every durable line in it. The next run
+//! tells where it starts again, before it has read anything: not before the last commit that was told, and not behind
+//! the lines that are there. After the last cut the job runs to its end, starting no earlier, either, and its output
+//! equals a recount of the lines that are there.
 
 use std::io::Write;
 use std::ops::Range;
@@ -25,7 +26,7 @@ use super::disk::{self, Cut, Disk};
 use super::{Counts, Power, Random};
 use crate::counted::Counted;
 use crate::recount::{Recount, Settings, partition_of};
-use crate::streamctl::{Run, Status, Streamctl};
+use crate::streamctl::{Polled, Run, Status, Streamctl};
 
 const SETTINGS: Settings = Settings { partitions: 4, window_ms: 5_000, bound_ms: 10_000 };
 /// More than five cuts use up.
@@ -51,7 +52,7 @@ pub(super) fn image(options: &Power, disk: &Disk, work: &Path, seeds: Range<u64>
         cut.with_context(|| format!("seed {seed}"))?;
     }
     disk.mount()?;
-    streamctl.run_quietly(&["run", "ip-count", "--until-end"])?;
+    to_the_end(&streamctl, committed, input.there.iter().sum::<usize>() as u64)?;
     let recount = Recount::of(SETTINGS, &input.there_text());
     let counted = Counted::read(
         &streamctl.values("ip-counts", "read-committed")?,
@@ -98,12 +99,12 @@ fn cycle(
     let mut producer = match producer.take() {
         Some(producer) => producer,
         None => {
-            started(&mut run)?;
+            started(&mut run, *committed)?;
             Producer::start(streamctl, input.text(&missing))?
         }
     };
     if producer_first {
-        started(&mut run)?;
+        started(&mut run, *committed)?;
     }
     let (mut commits, mut acked) = (0, *committed);
     let mut until = None;
@@ -111,14 +112,13 @@ fn cycle(
     // The load counts from the first commit on.
     while until.is_none_or(|until| Instant::now() < until) {
         ensure!(begun.elapsed() < PATIENCE, "no commit within {PATIENCE:?}");
-        match run.next(Duration::from_millis(10)) {
-            Ok(Some(Status::Committed { committed_records, .. })) => {
+        match run.poll(Duration::from_millis(10))? {
+            Polled::Said(Status::Committed { committed_records, .. }) => {
                 note(committed_records, &mut acked, &mut commits)?;
                 until.get_or_insert(Instant::now() + cut.after);
             }
-            Ok(None) => bail!("the run ended before the cut: {}", run.wait()?.1),
-            // Nothing said for a moment, or something else.
-            Ok(Some(_)) | Err(_) => {}
+            Polled::Said(_) | Polled::Nothing => {}
+            Polled::End => bail!("the run ended before the cut: {}", run.wait()?.1),
         }
     }
     if cut.write_back {
@@ -164,17 +164,42 @@ fn cycle(
     Ok(())
 }
 
-/// Waits until the run is recovered.
-fn started(run: &mut Run) -> Result<()> {
+/// Waits until the run is recovered: it must start behind everything that was told committed.
+fn started(run: &mut Run, acked: u64) -> Result<()> {
     let since = Instant::now();
     loop {
         ensure!(since.elapsed() < PATIENCE, "the run has not started within {PATIENCE:?}");
         match run.next(PATIENCE)? {
-            Some(Status::Started { .. }) => return Ok(()),
+            Some(Status::Started { committed_records, .. }) => return recovered(committed_records, acked),
             Some(_) => {}
             None => bail!("the run ended before it started"),
         }
     }
+}
+
+/// A run starts where `found` records are committed, and `acked` were told committed before the cut.
+fn recovered(found: u64, acked: u64) -> Result<()> {
+    ensure!(
+        found >= acked,
+        "COMMITTED AND LOST: {acked} records were told committed, and the next run starts behind {found}"
+    );
+    Ok(())
+}
+
+/// The last run, over what `there` is in the input: from where everything told is committed to where everything is.
+fn to_the_end(streamctl: &Streamctl, acked: u64, there: u64) -> Result<()> {
+    let mut run = streamctl.start_run(&["ip-count", "--until-end"])?;
+    started(&mut run, acked)?;
+    let (mut last, mut commits) = (acked, 0);
+    while let Some(status) = run.next(PATIENCE)? {
+        if let Status::Committed { committed_records, .. } = status {
+            note(committed_records, &mut last, &mut commits)?;
+        }
+    }
+    let (status, said) = run.wait()?;
+    ensure!(status.success(), "the last run ended with {status}: {said}");
+    ensure!(last <= there, "{last} records are told committed, and {there} are there");
+    Ok(())
 }
 
 /// A commit was told: it must not lie before one that was told earlier.
@@ -332,4 +357,53 @@ fn number_before(text: &str, what: &str) -> Result<usize> {
     };
     let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
     digits.parse().with_context(|| format!("no number before {what:?}: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A `streamctl` that says these status lines, whatever it is asked.
+    fn saying(dir: &Path, lines: &str) -> Streamctl {
+        let path = dir.join("streamctl");
+        std::fs::write(&path, format!("#!/bin/sh\ncat <<'END'\n{lines}\nEND\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        Streamctl::new(path, dir)
+    }
+
+    fn line(event: &str, records: u64) -> String {
+        format!(
+            "{{\"event\":\"{event}\",\"recovery_ms\":1,\"replayed\":0,\"commits\":1,\"committed_records\":{records}}}"
+        )
+    }
+
+    /// A run that starts before what was told committed reads those records again: by its first commit it is past
+    /// them, and nothing shows.
+    #[test]
+    fn a_lost_commit_shows_where_the_next_run_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let lost = [line("started", 900), line("committed", 1_200)].join("\n");
+        let streamctl = saying(dir.path(), &lost);
+        let mut run = streamctl.start_run(&["ip-count"]).unwrap();
+        let error = started(&mut run, 1_000).unwrap_err().to_string();
+        assert!(error.starts_with("COMMITTED AND LOST: 1000 records"), "{error}");
+        let error = to_the_end(&streamctl, 1_000, 1_200).unwrap_err().to_string();
+        assert!(error.starts_with("COMMITTED AND LOST: 1000 records"), "{error}");
+        to_the_end(&streamctl, 900, 1_200).unwrap();
+        assert!(to_the_end(&streamctl, 900, 1_199).unwrap_err().to_string().contains("are there"));
+    }
+
+    #[test]
+    fn a_line_that_is_no_status_is_an_error_and_silence_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let streamctl = saying(dir.path(), "thread 'main' panicked");
+        let mut run = streamctl.start_run(&["ip-count"]).unwrap();
+        let error = run.poll(PATIENCE).unwrap_err().to_string();
+        assert!(error.contains("not a status line"), "{error}");
+        assert_eq!(run.poll(PATIENCE).unwrap(), Polled::End);
+        let path = dir.path().join("streamctl");
+        std::fs::write(&path, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        let mut run = streamctl.start_run(&["ip-count"]).unwrap();
+        assert_eq!(run.poll(Duration::from_millis(1)).unwrap(), Polled::Nothing);
+    }
 }
