@@ -189,7 +189,8 @@ impl Prove {
 
     /// The weaker guarantees under the same kills must be found out.
     fn weaker(&self, guarantee: Guarantee) -> Result<String> {
-        Bank::new(Some(self.streamctl.clone()), None, Layouts::Job, false)?.control(guarantee, self.seed)
+        let bank = Bank::new(Some(self.streamctl.clone()), None, Layouts::Both, false)?;
+        bank.control(guarantee, self.kills, self.seed)
     }
 }
 

@@ -84,6 +84,11 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Of a directory whose files cannot even be found.
+    pub fn unreadable(error: &anyhow::Error) -> Self {
+        Verdict { broken: vec![unreadable(error)], ..Verdict::default() }
+    }
+
     /// Whether nothing is lost, duplicated or broken.
     pub fn is_exact(&self) -> bool {
         self.lost == 0 && self.duplicated == 0 && self.broken.is_empty()
@@ -184,25 +189,40 @@ type Cell = (String, String);
 
 /// Checks a run that was stopped cleanly after a bounded run to its end.
 ///
-/// # Errors
-///
-/// If the files cannot be read: that is a violation too, but not one that can be counted.
-pub fn check(source: &impl Source, topics: Topics<'_>, expected: &Expected<'_>) -> Result<Verdict> {
+/// Files that cannot be read, or hold no batches, are a broken rule: what is behind them was not checked.
+pub fn check(source: &impl Source, topics: Topics<'_>, expected: &Expected<'_>) -> Verdict {
     let mut verdict = Verdict::default();
     let mut transactions = Transactions::default();
-    let recount = input(source, topics.input, expected, &mut transactions, &mut verdict)?;
-    rows(source, topics.output, expected, &recount, &mut transactions, &mut verdict)?;
-    let late = lines(source, topics.late, expected, &mut transactions, &mut verdict)?;
-    verdict.late = late.values().sum();
-    compare("late line", &late, &recount.late, &mut verdict);
-    let dead = lines(source, topics.dead, expected, &mut transactions, &mut verdict)?;
-    verdict.dead = dead.values().sum();
-    compare("dead letter", &dead, &recount.dead, &mut verdict);
+    if let Err(error) = hold(source, topics, expected, &mut transactions, &mut verdict) {
+        verdict.broken.insert(0, unreadable(&error));
+    }
     for violation in std::mem::take(&mut transactions.violations) {
         verdict.broken(violation);
     }
     verdict.transactions = (transactions.committed(), transactions.aborted());
-    Ok(verdict)
+    verdict
+}
+
+fn unreadable(error: &anyhow::Error) -> String {
+    format!("the files cannot be read: {error:#}")
+}
+
+fn hold(
+    source: &impl Source,
+    topics: Topics<'_>,
+    expected: &Expected<'_>,
+    transactions: &mut Transactions,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    let recount = input(source, topics.input, expected, transactions, verdict)?;
+    rows(source, topics.output, expected, &recount, transactions, verdict)?;
+    let late = lines(source, topics.late, expected, transactions, verdict)?;
+    verdict.late = late.values().sum();
+    compare("late line", &late, &recount.late, verdict);
+    let dead = lines(source, topics.dead, expected, transactions, verdict)?;
+    verdict.dead = dead.values().sum();
+    compare("dead letter", &dead, &recount.dead, verdict);
+    Ok(())
 }
 
 /// The input: whether it is what was produced, and what the job must make of it.

@@ -104,7 +104,7 @@ impl History {
 
     fn check(&self) -> Verdict {
         let produced = [Produced { from: 0, acked: LINES - 10, given: LINES }];
-        check(self, TOPICS, &Expected { settings: SETTINGS, load: LOAD, produced: &produced }).unwrap()
+        check(self, TOPICS, &Expected { settings: SETTINGS, load: LOAD, produced: &produced })
     }
 }
 
@@ -134,7 +134,7 @@ enum Told {
 #[test]
 fn every_bad_history_is_rejected() {
     type Spoil = fn(&mut History);
-    let corpus: [(&str, Told, Spoil); 17] = [
+    let corpus: [(&str, Told, Spoil); 18] = [
         ("a row is lost", Told::Lost, |h| drop(h.batch("out", 0).records.remove(3))),
         ("a row is there twice", Told::Duplicated, |h| {
             let again = h.batch("out", 0).records[3].clone();
@@ -187,6 +187,9 @@ fn every_bad_history_is_rejected() {
         ("a batch is there twice", Told::Broken("comes next"), |h| {
             let again = h.batch("in", 0).clone();
             h.0.get_mut("in").unwrap()[0].push(again);
+        }),
+        ("a batch that cannot be decoded", Told::Broken("cannot be read: at byte"), |h| {
+            h.batch("out", 1).attributes |= 2;
         }),
     ];
     for (name, told, spoil) in corpus {

@@ -25,6 +25,7 @@ use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use self::bank::{Interrupted, Leg, Report, Watch};
+use self::bank::{Interrupted, Leg, NO_JOB, Report, Watch};
 use self::plan::{CrashPoint, Layout, Victim, crash_point};
 use self::random::{Random, mix};
 
@@ -41,9 +42,7 @@ use self::random::{Random, mix};
 pub const LEG_KILLS: u32 = 50;
 /// Banks below this need not hit every phase and step.
 const WHOLE_BANK: u32 = 80;
-/// Legs after which a control gives up.
-const CONTROL_LEGS: u32 = 12;
-/// Kills of one leg of a control.
+/// Kills of one leg of a control, which is checked after each and stops at the first that shows what it must.
 const CONTROL_KILLS: u32 = 5;
 
 /// Steps of the log and of a run that a crash point can name; `streamctl` refuses what it does not know, and a test
@@ -88,6 +87,8 @@ pub const STEPS: [&str; 38] = [
     "closing",
     "closed",
 ];
+/// How processes are killed, the columns of the table. An aimed kill waited for an open transaction.
+const KINDS: [&str; 6] = ["random", "aimed", "owner", "closing", "stopped", "crash point"];
 /// Phases of a run, all of which a whole bank hits.
 const PHASES: [&str; 5] = ["start", "recovery", "running", "committing", "closing"];
 
@@ -130,7 +131,7 @@ pub struct Chaos {
     /// Who owns the log.
     #[arg(long, value_enum, default_value_t = Layouts::Both)]
     pub layout: Layouts,
-    /// The streamctl to run. Default: the one beside this program.
+    /// The streamctl to run. Default: the one beside this program, built before.
     #[arg(long)]
     pub streamctl: Option<PathBuf>,
     /// Put the data into new folders of this one. Default: the build's target folder.
@@ -183,6 +184,9 @@ impl Chaos {
             self.job
         );
         ensure!(self.kills > 0, "--kills 0 kills nothing");
+        if self.streamctl.is_none() {
+            build_streamctl()?;
+        }
         let bank = Bank::new(self.streamctl.clone(), self.dir.clone(), self.layout, self.keep)?;
         match self.guarantee {
             Guarantee::ExactlyOnce => {
@@ -191,7 +195,7 @@ impl Chaos {
                 print!("{}", summary(&report, began.elapsed()));
                 judge(&report, &violations, self.kills)
             }
-            weaker => bank.control(weaker, self.seed).map(|found| println!("{found}")),
+            weaker => bank.control(weaker, self.kills, self.seed).map(|found| println!("{found}")),
         }
     }
 }
@@ -268,50 +272,77 @@ impl Bank {
         seed..seed + u64::from(kills.div_ceil(LEG_KILLS).max(1))
     }
 
-    /// The weaker guarantee under the same kills: what was found, or an error if it was not what that allows.
+    /// The weaker guarantee under the same kills, at most so many: what was found, or an error if it was not what that
+    /// allows. It stops at the first leg that shows it.
     ///
     /// # Errors
     ///
     /// If no violation in the expected direction was found, or one in the other.
-    pub fn control(&self, guarantee: Guarantee, seed: u64) -> Result<String> {
+    pub fn control(&self, guarantee: Guarantee, kills: u32, seed: u64) -> Result<String> {
         let (name, must, must_not) = match guarantee {
             Guarantee::ExactlyOnce => bail!("exactly-once is no control"),
             Guarantee::AtLeastOnce => ("at-least-once", "duplicated", "lost"),
             Guarantee::AtMostOnce => ("at-most-once", "lost", "duplicated"),
         };
-        let progress = Progress::new(CONTROL_KILLS * CONTROL_LEGS);
-        let mut kills = 0;
-        for number in 0..CONTROL_LEGS {
-            let mut leg = self.one_leg(Layout::Job, mix(seed.wrapping_add(u64::from(number))), CONTROL_KILLS);
+        let progress = Progress::new(kills);
+        let mut total = Report::default();
+        for mut leg in self.control_legs(kills, seed) {
             leg.guarantee = Some(name.to_owned());
-            let dir = leg.dir.clone();
+            let (seed, layout, dir) = (leg.seed, leg.layout, leg.dir.clone());
             let report = self.leg(leg, &progress)?;
-            kills += report.kills;
+            progress.leg(&report);
             let verdict = &report.verdict;
             let found = match guarantee {
                 Guarantee::AtLeastOnce => (verdict.duplicated, verdict.lost),
                 _ => (verdict.lost, verdict.duplicated),
             };
+            let (lines, first) = (found.0, verdict.shown.first().cloned().unwrap_or_default());
             ensure!(
                 found.1 == 0 && verdict.broken.is_empty(),
-                "{name} after {kills} kills: {} lines {must_not}, which it must not; data kept in {}: {:#?}",
+                "{name}, seed {seed}, layout {layout:?}: {} lines {must_not}, which it must not; data kept in {}: {:#?}",
                 found.1,
                 dir.display(),
                 verdict.what()
             );
+            total.add(report);
             self.forget(&dir)?;
-            if found.0 > 0 {
+            if lines > 0 {
                 progress.end();
-                let first = verdict.shown.first().map_or("", String::as_str);
                 return Ok(format!(
-                    "control {name}: {} lines {must} after {kills} kills, none {must_not}, as it must be ({first})",
-                    found.0
+                    "control {name}: {lines} lines {must} after {} kills ({}), none {must_not}, as it must be ({first})",
+                    total.kills,
+                    how_killed(&total)
                 ));
             }
         }
+        progress.end();
         bail!(
-            "control {name}: {kills} kills, and no line {must}: either it promises more, or the verifier is blind"
+            "control {name}: {} kills ({}), and no line {must}: either it promises more, or the verifier is blind",
+            total.kills,
+            how_killed(&total)
         )
+    }
+
+    /// Short legs of the same kills: in the same layouts, and with crash points among them.
+    fn control_legs(&self, kills: u32, seed: u64) -> Vec<Leg> {
+        let mut random = Random::new(mix(seed));
+        let mut steps = STEPS;
+        random.shuffle(&mut steps);
+        let mut left = kills;
+        let mut legs = Vec::new();
+        for (number, step) in (0..kills.div_ceil(CONTROL_KILLS)).zip(steps.into_iter().cycle()) {
+            let share = left.min(CONTROL_KILLS);
+            left -= share;
+            let layout = match self.layouts {
+                Layouts::Job => Layout::Job,
+                Layouts::Serve => Layout::Serve,
+                Layouts::Both => [Layout::Job, Layout::Serve][number as usize % 2],
+            };
+            let mut leg = self.one_leg(layout, mix(seed.wrapping_add(u64::from(number))), share);
+            deal(&mut leg, step, &mut random);
+            legs.push(leg);
+        }
+        legs
     }
 
     fn legs(&self, kills: u32, seed: u64) -> Vec<Leg> {
@@ -336,10 +367,7 @@ impl Bank {
         let dealt = if kills >= WHOLE_BANK { steps.len() } else { steps.len().min(kills as usize / 3) };
         for (i, step) in steps.into_iter().take(dealt).enumerate() {
             let leg = i % legs.len();
-            let owner = legs[leg].layout == Layout::Serve && step.starts_with("log-");
-            let victim = if owner { Victim::Owner } else { Victim::Job };
-            let point: CrashPoint = crash_point(step, &mut random);
-            legs[leg].crash_points.push((victim, point));
+            deal(&mut legs[leg], step, &mut random);
         }
         legs
     }
@@ -376,11 +404,30 @@ impl Bank {
     }
 }
 
+/// Has a leg crash at a step: a step of the log in whoever owns it.
+fn deal(leg: &mut Leg, step: &str, random: &mut Random) {
+    let owner = leg.layout == Layout::Serve && step.starts_with("log-");
+    let victim = if owner { Victim::Owner } else { Victim::Job };
+    let point: CrashPoint = crash_point(step, random);
+    leg.crash_points.push((victim, point));
+}
+
+/// What is tested is what lies here in source, not what was built some time ago.
+fn build_streamctl() -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let status = cargo
+        .args(["build", "--quiet", "--release", "-p", "streamctl"])
+        .status()
+        .context("cannot start cargo to build streamctl; --streamctl names one that is built")?;
+    ensure!(status.success(), "streamctl does not build; --streamctl names one that does");
+    Ok(())
+}
+
 /// An error unless the bank shows what it must.
 ///
 /// # Errors
 ///
-/// A violation; or too few kills hit an open transaction, or, in a whole bank, not every phase and step was hit.
+/// A violation; too few kills hit an open transaction, or stops are missing; or, in a whole bank, a phase or step.
 pub fn judge(report: &Report, violations: &[Violation], kills: u32) -> Result<()> {
     if let Some(first) = violations.first() {
         bail!(
@@ -398,6 +445,12 @@ pub fn judge(report: &Report, violations: &[Violation], kills: u32) -> Result<()
         "only {hits} of {} kills hit an open transaction with uncommitted input: they proved too little",
         report.kills
     );
+    ensure!(
+        report.stops >= report.stops_due,
+        "only {} stops, and every tenth cycle is one: {} must be",
+        report.stops,
+        report.stops_due
+    );
     if kills >= WHOLE_BANK {
         let missed: Vec<_> = STEPS.iter().filter(|step| !report.crash_points.contains_key(**step)).collect();
         ensure!(missed.is_empty(), "no kill at these crash points: {missed:?}");
@@ -414,20 +467,29 @@ pub fn summary(report: &Report, took: Duration) -> String {
         text.push_str(&line);
         text.push('\n');
     };
-    let kinds = ["random", "owner", "closing", "stopped", "crash point"];
-    line(format!("{:<12}{}", "kills in", kinds.map(|kind| format!("{kind:>13}")).concat()));
-    for phase in PHASES {
+    line(format!("{:<12}{}", "kills in", KINDS.map(|kind| format!("{kind:>13}")).concat()));
+    let no_job = report.phases.contains_key(NO_JOB).then_some(NO_JOB);
+    for phase in PHASES.into_iter().chain(no_job) {
         let count = |kind| report.phases.get(phase).and_then(|kinds| kinds.get(kind)).copied().unwrap_or(0);
-        line(format!("  {phase:<10}{}", kinds.map(|kind| format!("{:>13}", count(kind))).concat()));
+        line(format!("  {phase:<10}{}", KINDS.map(|kind| format!("{:>13}", count(kind))).concat()));
     }
     let steps: Vec<_> = report.steps.iter().map(|(step, n)| format!("{step} {n}")).collect();
     line(format!("before step {}", steps.join(", ")));
     line(format!("crash points reached: {} of {}", report.crash_points.len(), STEPS.len()));
-    let Report { kills, hits, stops, producers_killed, states: (deleted, stale), verdict, .. } = report;
+    let Report { kills, hits, aimed, stops, stops_due, excused, producers_killed, .. } = report;
+    let ((deleted, stale), verdict) = (report.states, &report.verdict);
     line(format!(
-        "{kills} kills in {:.0} s, {hits} of them with uncommitted input in an open transaction; {stops} stops; \
-         {producers_killed} producers killed; state deleted {deleted} times, replaced by a stale copy {stale} times",
-        took.as_secs_f64()
+        "{kills} kills in {:.0} s, {hits} of them with uncommitted input in an open transaction: {} of {} at their drawn \
+         moment, {} of {} that were added and waited for one",
+        took.as_secs_f64(),
+        hits - aimed.1,
+        kills - aimed.0,
+        aimed.1,
+        aimed.0
+    ));
+    line(format!(
+        "{stops} stops ({stops_due} due), {excused} clients gave an owner up that was stopped or gone; {producers_killed} producers \
+         killed; state deleted {deleted} times, replaced by a stale copy {stale} times"
     ));
     let (committed, aborted) = verdict.transactions;
     line(format!(
@@ -443,12 +505,19 @@ pub fn summary(report: &Report, took: Duration) -> String {
     text
 }
 
+/// `3 random, 1 crash point`
+fn how_killed(report: &Report) -> String {
+    let count = |kind| report.phases.values().filter_map(|kinds| kinds.get(kind)).sum::<u32>();
+    let counts = KINDS.into_iter().map(|kind| (kind, count(kind))).filter(|(_, n)| *n > 0);
+    counts.map(|(kind, n)| format!("{n} {kind}")).collect::<Vec<_>>().join(", ")
+}
+
 /// A bar on a terminal, plain lines otherwise.
 struct Progress {
     bar: Option<ProgressBar>,
     kills: u32,
-    /// Kills of legs that are over.
-    before: RefCell<u32>,
+    /// Kills and hits of legs that are over.
+    before: RefCell<(u32, u32)>,
 }
 
 impl Progress {
@@ -458,28 +527,27 @@ impl Progress {
             ProgressBar::new(u64::from(kills))
                 .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Progress { bar, kills, before: RefCell::new(0) }
+        Progress { bar, kills, before: RefCell::default() }
     }
 
     fn kill(&self, report: &Report) {
-        let done = *self.before.borrow() + report.kills;
+        let before = *self.before.borrow();
+        let (done, hits) = (before.0 + report.kills, before.1 + report.hits);
         match &self.bar {
             Some(bar) => {
                 bar.set_position(u64::from(done));
-                bar.set_message(format!("{} hit an open transaction", report.hits));
+                bar.set_message(format!("{hits} hit an open transaction"));
             }
             None if report.kills.is_multiple_of(10) && report.kills > 0 => {
-                self.say(&format!(
-                    "{done:>5} of {} kills, {} hit an open transaction",
-                    self.kills, report.hits
-                ));
+                self.say(&format!("{done:>5} of {} kills, {hits} hit an open transaction", self.kills));
             }
             None => {}
         }
     }
 
     fn leg(&self, report: &Report) {
-        *self.before.borrow_mut() += report.kills;
+        let mut before = self.before.borrow_mut();
+        *before = (before.0 + report.kills, before.1 + report.hits);
     }
 
     #[allow(clippy::print_stderr, reason = "what it prints is for people")]
@@ -494,5 +562,70 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bank(layouts: Layouts) -> Bank {
+        Bank {
+            streamctl: "streamctl".into(),
+            dir: "target".into(),
+            layouts,
+            keep: false,
+            interrupted: Arc::default(),
+        }
+    }
+
+    fn fit() -> Report {
+        let mut report = Report { kills: 10, hits: 5, stops: 1, stops_due: 1, ..Report::default() };
+        report.verdict.transactions = (20, 5);
+        report
+    }
+
+    #[test]
+    fn a_bank_holds_only_if_enough_was_hit_and_every_stop_was_made() {
+        judge(&fit(), &[], 10).unwrap();
+        let few = judge(&Report { hits: 4, ..fit() }, &[], 10).unwrap_err().to_string();
+        assert!(few.contains("only 4 of 10"), "{few}");
+        let mut aborted = fit();
+        aborted.verdict.transactions.1 = 4;
+        assert!(judge(&aborted, &[], 10).is_err(), "the files have the last word");
+        let stops = judge(&Report { stops: 0, ..fit() }, &[], 10).unwrap_err().to_string();
+        assert!(stops.contains("only 0 stops"), "{stops}");
+        assert!(judge(&fit(), &[], WHOLE_BANK).unwrap_err().to_string().contains("crash points"));
+    }
+
+    /// The controls see what the bank sees: both layouts, crash points, as many kills as were asked for.
+    #[test]
+    fn a_control_is_under_the_same_kills() {
+        let legs = bank(Layouts::Both).control_legs(23, 1);
+        assert_eq!(legs.iter().map(|leg| leg.kills).sum::<u32>(), 23);
+        for layout in [Layout::Job, Layout::Serve] {
+            assert!(legs.iter().filter(|leg| leg.layout == layout).count() >= 2);
+        }
+        assert!(legs.iter().all(|leg| leg.crash_points.len() == 1));
+        let serve = bank(Layouts::Serve).control_legs(200, 1);
+        assert!(serve.iter().all(|leg| leg.layout == Layout::Serve));
+        let dealt: std::collections::BTreeSet<_> =
+            serve.iter().flat_map(|leg| &leg.crash_points).map(|(_, point)| point.step.as_str()).collect();
+        assert_eq!(dealt.len(), STEPS.len(), "a long one gets to each");
+        let seeds: std::collections::BTreeSet<_> = serve.iter().map(|leg| &leg.dir).collect();
+        assert_eq!(seeds.len(), serve.len());
+    }
+
+    #[test]
+    fn the_table_has_what_was_aimed_and_what_hit_no_job_in_places_of_their_own() {
+        let mut report = Report { aimed: (2, 2), ..fit() };
+        report.phases.entry("running".into()).or_default().extend([("random", 5), ("aimed", 2)]);
+        let text = summary(&report, Duration::from_secs(9));
+        assert!(text.contains("random        aimed        owner"), "{text}");
+        assert!(text.contains("3 of 8 at their drawn moment, 2 of 2 that were added"), "{text}");
+        assert!(!text.contains(NO_JOB), "{text}");
+        report.phases.entry(NO_JOB.into()).or_default().insert("owner", 1);
+        assert!(summary(&report, Duration::ZERO).contains(NO_JOB));
+        assert_eq!(how_killed(&report), "5 random, 2 aimed, 1 owner");
     }
 }

@@ -79,6 +79,10 @@ pub struct Cycle {
     pub orphaned: bool,
     /// The producer is killed beside the victim.
     pub producer_too: bool,
+    /// The time of the blow counts from when the job runs; otherwise from when the cycle starts what is dead.
+    pub from_running: bool,
+    /// The kill waits until output is in the transaction: it is one that makes up for others.
+    pub aimed: bool,
 }
 
 /// Draws cycles.
@@ -87,6 +91,8 @@ pub struct Plan {
     random: Random,
     layout: Layout,
     number: u32,
+    /// Stops that found nobody to stop.
+    owed: u32,
     /// Crash points that are left to be hit.
     left: VecDeque<(Victim, CrashPoint)>,
 }
@@ -97,12 +103,12 @@ impl Plan {
         let mut random = Random::new(seed);
         let mut left = crash_points;
         random.shuffle(&mut left);
-        Plan { random, layout, number: 0, left: left.into() }
+        Plan { random, layout, number: 0, owed: 0, left: left.into() }
     }
 
-    /// How many crash points are left.
+    /// How many crash points are left, and stops that found nobody.
     pub fn left(&self) -> usize {
-        self.left.len()
+        self.left.len() + self.owed as usize
     }
 
     /// A crash point that was not reached comes back, for its first time.
@@ -110,10 +116,23 @@ impl Plan {
         self.left.push_back((victim, CrashPoint { step: step.to_owned(), nth: 1 }));
     }
 
-    /// A random kill, in place of one that missed.
+    /// How many stops there must have been so far: one in every tenth cycle.
+    pub fn stops_due(&self) -> u32 {
+        self.number / 10
+    }
+
+    /// A stop found nobody: the next cycle is one.
+    pub fn stop_again(&mut self) {
+        self.owed += 1;
+    }
+
+    /// A kill that waits for an open transaction, in place of one that missed; every tenth is a stop here, too.
     pub fn retry(&mut self) -> Cycle {
         let mut cycle = self.next(1);
-        cycle.blow = Blow::Kill(Duration::from_millis(self.random.between(20, 1500)));
+        if !matches!(cycle.blow, Blow::Stop(..)) {
+            cycle.blow = Blow::Kill(Duration::from_millis(self.random.between(20, 1500)));
+            cycle.aimed = true;
+        }
         cycle.state = StateDir::Kept;
         cycle
     }
@@ -127,7 +146,8 @@ impl Plan {
             victim: Victim::Job,
             blow: Blow::Kill(ms(random.between(20, 1500))),
             tasks: random.between(1, 4),
-            commit_ms: random.between(100, 500),
+            // Long ones, so that most kills come between two commits; short ones, so that some come into one.
+            commit_ms: if random.percent(60) { random.between(800, 2_500) } else { random.between(100, 600) },
             memory: if random.percent(30) { "1MiB" } else { "64MiB" },
             state: match random.below(100) {
                 0..12 => StateDir::Deleted,
@@ -137,6 +157,8 @@ impl Plan {
             },
             orphaned: self.layout == Layout::Job && random.percent(20),
             producer_too: random.percent(30),
+            from_running: random.percent(75),
+            aimed: false,
         };
         let other = self.layout == Layout::Serve || cycle.orphaned;
         if other {
@@ -148,7 +170,8 @@ impl Plan {
         }
         // Every tenth is a stop; of the others as many are crash points as it takes to get through them.
         let stops_left = (self.number - 1 + remaining) / 10 - (self.number - 1) / 10;
-        if self.number.is_multiple_of(10) {
+        if self.number.is_multiple_of(10) || self.owed > 0 {
+            self.owed -= u32::from(!self.number.is_multiple_of(10));
             let then = random.percent(50).then(|| ms(random.between(20, 500)));
             let (after, length) = (ms(random.between(300, 1200)), ms(random.between(1_000, 10_000)));
             cycle.blow = Blow::Stop(after, length, then);
@@ -161,6 +184,8 @@ impl Plan {
             if point.step.starts_with("replay") {
                 cycle.state = StateDir::Deleted;
             }
+            // Its step comes with the second commit, or the sixth.
+            cycle.commit_ms = random.between(100, 500);
             cycle.blow = Blow::Crash(point);
         } else if random.percent(15) {
             cycle.blow = Blow::WhileClosing(ms(random.between(300, 1000)), ms(random.between(0, 60)));
@@ -239,6 +264,30 @@ mod tests {
                 }
             }
             assert_eq!((crashes, stops, plan.left()), (38, 5, 0));
+            assert_eq!(plan.stops_due(), 5);
         }
+    }
+
+    /// Kills that make up for others are aimed and say so, no other is; and a tenth cycle among them is still a stop.
+    #[test]
+    fn only_retries_are_aimed_and_a_stop_among_them_stays_one() {
+        let mut plan = Plan::new(3, Layout::Serve, Vec::new());
+        assert!((0..25).all(|i| !plan.next(25 - i).aimed));
+        let retries: Vec<_> = (25..45).map(|_| plan.retry()).collect();
+        for (number, cycle) in (26..).zip(&retries) {
+            let stop = matches!(cycle.blow, Blow::Stop(..));
+            assert_eq!((stop, cycle.aimed), (number % 10 == 0, number % 10 != 0), "cycle {number}");
+        }
+        assert_eq!(plan.stops_due(), 4);
+    }
+
+    #[test]
+    fn a_stop_that_found_nobody_comes_again() {
+        let mut plan = Plan::new(3, Layout::Job, Vec::new());
+        (0..10).for_each(|i| drop(plan.next(40 - i)));
+        plan.stop_again();
+        let stops: Vec<_> =
+            (10..30).filter(|i| matches!(plan.next(40 - i).blow, Blow::Stop(..))).map(|i| i + 1).collect();
+        assert_eq!(stops, [11, 20, 30]);
     }
 }

@@ -36,6 +36,8 @@ pub struct Seen {
     pub step: String,
     /// Since when output is in its open transaction, or on the way there.
     opened: Option<Instant>,
+    /// Since when nothing gets any further: somebody on the way to the log is stopped, or this process is dead.
+    frozen: Option<Instant>,
     /// Commits of this process.
     pub commits: u64,
     /// Leading lines that are durable.
@@ -53,6 +55,7 @@ pub struct Process {
     child: Child,
     seen: Arc<(Mutex<Seen>, Condvar)>,
     said: Arc<Mutex<String>>,
+    saying: JoinHandle<()>,
     started: Instant,
     status: Option<ExitStatus>,
 }
@@ -78,8 +81,8 @@ impl Process {
         let said = Arc::new(Mutex::new(String::new()));
         let (to, text) = (Arc::clone(&seen), Arc::clone(&said));
         std::thread::spawn(move || read_status(stdout, &to));
-        std::thread::spawn(move || read_said(stderr, &text));
-        Ok(Process { name, child, seen, said, started: Instant::now(), status: None })
+        let saying = std::thread::spawn(move || read_said(stderr, &text));
+        Ok(Process { name, child, seen, said, saying, started: Instant::now(), status: None })
     }
 
     /// What it is called in messages.
@@ -92,14 +95,33 @@ impl Process {
         self.started.elapsed()
     }
 
+    /// Its id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has said.
     pub fn seen(&self) -> Seen {
         lock(&self.seen.0).clone()
     }
 
-    /// The end of what it said on stderr.
+    /// The end of what it said on stderr; of one that has ended, its last line is among it.
     pub fn said(&self) -> String {
+        let deadline = Instant::now() + DRAIN;
+        while self.status.is_some() && !self.saying.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         lock(&self.said).trim().to_owned()
+    }
+
+    /// From now on what is on its way gets no further; see [`Seen::in_transaction`].
+    pub fn freeze(&self) {
+        lock(&self.seen.0).freeze(Instant::now());
+    }
+
+    /// It goes on again.
+    pub fn thaw(&self) {
+        lock(&self.seen.0).thaw(Instant::now());
     }
 
     /// Waits until it has said `enough`, closed its output, or `patience` is over; says whether it has.
@@ -203,9 +225,31 @@ fn read_status(from: impl Read, to: &(Mutex<Seen>, Condvar)) {
 }
 
 impl Seen {
+    /// Whether it is past its recovery.
+    pub fn runs(&self) -> bool {
+        matches!(self.phase.as_str(), "running" | "committing" | "closing")
+    }
+
     /// Whether output is in its open transaction: handed over, and for long enough to be in the log.
     pub fn in_transaction(&self) -> bool {
-        self.opened.is_some_and(|opened| opened.elapsed() >= ON_ITS_WAY)
+        self.in_transaction_at(Instant::now())
+    }
+
+    fn in_transaction_at(&self, now: Instant) -> bool {
+        let until = self.frozen.unwrap_or(now);
+        self.opened.is_some_and(|opened| until.saturating_duration_since(opened) >= ON_ITS_WAY)
+    }
+
+    fn freeze(&mut self, now: Instant) {
+        self.frozen.get_or_insert(now);
+    }
+
+    /// The time in between counts for nothing.
+    fn thaw(&mut self, now: Instant) {
+        if let Some(frozen) = self.frozen.take() {
+            self.opened =
+                self.opened.map(|opened| opened + now.saturating_duration_since(opened.max(frozen)));
+        }
     }
 
     fn step_taken(&mut self, phase: Option<String>, step: String) {
@@ -289,5 +333,42 @@ impl Producer {
         let seen = self.process.last_words();
         self.end_input();
         Produced { from: self.from, acked: seen.durable, given: self.given.load(Ordering::SeqCst) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_nothing_gets_further_brings_nothing_into_a_transaction() {
+        let begin = Instant::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        let mut seen = Seen { opened: Some(at(0)), ..Seen::default() };
+        assert!(!seen.in_transaction_at(at(99)));
+        assert!(seen.in_transaction_at(at(100)));
+        seen.freeze(at(40));
+        assert!(!seen.in_transaction_at(at(5_000)), "stopped 40 ms after the output was handed over");
+        seen.thaw(at(5_000));
+        assert!(!seen.in_transaction_at(at(5_059)));
+        assert!(seen.in_transaction_at(at(5_060)));
+        // Handed over while whoever owns the log was stopped.
+        let mut seen = Seen { opened: Some(at(500)), ..Seen::default() };
+        seen.freeze(at(400));
+        assert!(!seen.in_transaction_at(at(5_000)));
+        seen.thaw(at(5_000));
+        assert!(!seen.in_transaction_at(at(5_099)));
+        assert!(seen.in_transaction_at(at(5_100)));
+    }
+
+    /// What a process said last is read to its end once it has ended, or its last word would be missed now and then.
+    #[test]
+    fn the_last_word_of_a_dead_process_is_heard() {
+        let mut process =
+            Process::start("sh", Command::new("sh").args(["-c", "echo last >&2; exit 3"])).unwrap();
+        while process.ended().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(process.said(), "last");
     }
 }
