@@ -25,7 +25,8 @@ const HEAD: &str = "\
 One rule is broken at a time (cargo feature `faults`, one build, the rule chosen at run time), and the tests are run until
 one fails. Below, for each rule, the cheapest test that does: a case of `stream/tests/script/cases`, or the random jobs
 (`stream/tests/random_jobs.rs`) from seed 0 on. `stream/tests/faults.rs` makes this table, prints the seeds, and holds the
-code against it; the log's bank is in [fault-bank.md](fault-bank.md).
+code against it; the log's bank is in [fault-bank.md](fault-bank.md). `replayed-twice` changes no row, because a changelog
+has whole values: it is noticed by what a start says that it replayed.
 
     cargo test --release -p tidemill-stream --features faults --test faults -- --nocapture
 
