@@ -9,7 +9,8 @@
 //! start a read for something that hardly ever happens. Where the directory is lost the record has its tries anew.
 //!
 //! Written as always: a new file, synced, renamed over the old one, the directory synced. A file that cannot be read as
-//! this is set aside with a warning: it costs a few tries more, and no record.
+//! this, a newer version's too, is set aside as `panics.json.bad` with a warning: it costs a few tries more, and no record.
+//! An entry that no run can have written (an offset that no record has, a count that cannot grow) is left out.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
@@ -23,6 +24,9 @@ const NAME: &str = "panics.json";
 
 /// Largest file that is read: some 10,000 records.
 const BYTES_MAX: u64 = 16 << 20;
+
+/// Where a file goes that cannot be read as this one.
+const BAD: &str = "panics.json.bad";
 
 const VERSION: u32 = 1;
 
@@ -55,9 +59,19 @@ impl TryBook for FileBook {
             Ok(_) => fs::read(&path)?,
         };
         match serde_json::from_slice::<Written>(&bytes) {
-            Ok(written) if written.version == VERSION => Ok(written.tried),
+            Ok(written) if written.version == VERSION => {
+                let mut tried = written.tried;
+                // The next offset and the next try are of the same types.
+                tried.retain(|one| (0..i64::MAX).contains(&one.offset) && one.tries < u32::MAX);
+                Ok(tried)
+            }
             _ => {
-                tracing::warn!(path = %path.display(), "how often records made the job panic cannot be read: it is counted anew");
+                let bad = self.dir.join(BAD);
+                fs::rename(&path, &bad)?;
+                tracing::warn!(
+                    to = %bad.display(),
+                    "how often records made the job panic cannot be read: set aside, and counted anew"
+                );
                 Ok(Vec::new())
             }
         }
@@ -101,6 +115,22 @@ mod tests {
         for damaged in [&whole[..whole.len() - 1], b"", b"{\"version\":2,\"tried\":[]}"] {
             fs::write(&path, damaged).unwrap();
             assert_eq!(book.load().unwrap(), [], "{damaged:?}");
+            assert!(!path.exists(), "it is set aside");
+            assert_eq!(fs::read(path.with_file_name(BAD)).unwrap(), damaged);
         }
+    }
+
+    #[test]
+    fn entries_that_would_overflow_are_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = FileBook::new(dir.path());
+        let tried =
+            |offset, tries| Tried { topic: TopicUuid(7), partition: 0, offset, tries, error: String::new() };
+        let bad = [tried(-1, 1), tried(i64::MIN, 1), tried(i64::MAX, 1), tried(3, u32::MAX)];
+        let good = [tried(0, 0), tried(i64::MAX - 1, u32::MAX - 1)];
+        book.save(&[&bad[..], &good].concat()).unwrap();
+        let text = fs::read_to_string(dir.path().join(NAME)).unwrap();
+        assert!(text.contains(&i64::MAX.to_string()) && text.contains(&u32::MAX.to_string()), "{text}");
+        assert_eq!(book.load().unwrap(), good);
     }
 }
