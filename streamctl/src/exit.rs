@@ -39,6 +39,9 @@ pub fn code(result: anyhow::Result<()>) -> i32 {
             said.push_str(&cause);
         }
     }
+    if let Some(remedy) = crate::files::remedy(&said) {
+        said = format!("{said}; {remedy}");
+    }
     crate::note(format_args!("error: {said}"));
     if error.is::<Usage>() { 2 } else { 1 }
 }

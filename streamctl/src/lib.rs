@@ -26,6 +26,7 @@ mod data;
 mod du;
 mod exit;
 mod explain;
+mod files;
 mod generate;
 mod identity;
 mod job;
@@ -69,6 +70,7 @@ pub fn main(jobs: &[JobSpec]) -> ! {
         .with_writer(|| live::Stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    files::raise_limit();
     // Threads that still wait for standard input must not keep a finished command alive.
     std::process::exit(exit::code(execute(cli)))
 }

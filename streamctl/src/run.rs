@@ -181,7 +181,15 @@ fn status_line(line: &serde_json::Value) -> Result<()> {
 
 /// What a user reads: the causes, and what to do about them.
 fn explain(error: JobRunError) -> anyhow::Error {
-    let said = error.chain().join(": ");
+    // A cause that its wrapper already quotes is not said twice.
+    let mut said = String::new();
+    for cause in error.chain() {
+        match said.is_empty() {
+            true => said = cause,
+            false if said.contains(&cause) => {}
+            false => said = format!("{said}: {cause}"),
+        }
+    }
     if error.is_usage() {
         return Usage::error(said);
     }

@@ -3,9 +3,9 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use common::{World, find};
+use common::{Process, World, find, settings};
 use rustix::process::Signal;
 
 #[test]
@@ -186,4 +186,35 @@ fn a_damaged_segment_is_named_and_the_other_partition_is_read() {
     assert_eq!(failed.len(), 1, "{results:#?}");
     assert_eq!(failed[0].code, Some(1));
     assert!(failed[0].stderr.contains(".log"), "names the file: {}", failed[0].stderr);
+}
+
+/// Too few files to be had is an error that names the limit and the remedy; what was acknowledged is there afterwards.
+#[test]
+fn a_process_without_file_descriptors_says_so_and_loses_nothing() {
+    let world = World::new();
+    let text = world.generate(2_000, 44, &["--addresses", "5"]);
+    world.append(&text, 4);
+    let binary = world.streamctl.binary().display().to_string();
+    let data = world.streamctl.data().display().to_string();
+    for (limit, command) in [
+        // Not enough for the log, the socket, and the changelogs of a job.
+        (16, "produce access-log"),
+        (16, "serve --listen 127.0.0.1:0"),
+        (20, "serve --listen 127.0.0.1:0"),
+        (16, "run ip-count --until-end"),
+        (60, "run ip-count --until-end"),
+        (120, "run ip-count --until-end"),
+    ] {
+        let line = format!("ulimit -n {limit} && exec '{binary}' --data '{data}' {command}");
+        let mut process = Process::start(Command::new("sh").args(["-c", &line]));
+        process.end_input();
+        let (status, stdout, stderr) = process.ends();
+        let said = stderr.join("\n");
+        assert_eq!(status.code(), Some(1), "{limit} {command}: {stdout:?} {said}");
+        let limited =
+            said.contains(&format!("may have {limit} files open")) && said.contains("`ulimit -n 65536`");
+        assert!(limited, "{limit} {command}: {said}");
+    }
+    world.ok(&["run", "ip-count", "--until-end"]);
+    world.assert_exact(&text, settings(4));
 }
