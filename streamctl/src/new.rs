@@ -68,6 +68,8 @@ pub fn run(args: &New) -> Result<()> {
     let shown = shown(dir);
     note(format_args!("made {shown}: a job in src/lib.rs, its test in tests/crash.rs"));
     note(format_args!("  (cd {shown} && cargo test)        crashes the job at every step; compiles no C++"));
+    let input = format!("{}-lines", names.package);
+    note(format_args!("  printf '1431857103000 apple\\n' | streamctl produce {input} --create"));
     note(format_args!("  streamctl run {shown} --until-end"));
     Ok(())
 }
