@@ -155,7 +155,7 @@ pub struct StoreRecord {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{identity}` committed with {what} `{committed}`, this run has `{now}`: \
-     run it under another `--name`, or with the committed value"
+     run it under another `--name`, or with the committed value, or `streamctl reset {identity}` first"
 )]
 pub struct Mismatch {
     /// The identity.
@@ -252,5 +252,6 @@ mod tests {
         assert_eq!(record("5s").check(&id, &record("5s")), Ok(()));
         let text = record("5s").check(&id, &record("10s")).unwrap_err().to_string();
         assert!(text.contains("`10s`") && text.contains("`5s`") && text.contains("--name"), "{text}");
+        assert!(text.contains("`streamctl reset ip-count`"), "{text}");
     }
 }

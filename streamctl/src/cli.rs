@@ -13,6 +13,7 @@ use tidemill::Guarantee;
 use crate::completions::Completions;
 use crate::du::Du;
 use crate::explain::ExplainCommand;
+use crate::identity::StateAt;
 use crate::log_dump::LogCommand;
 use crate::new::New;
 use crate::reset::Reset;
@@ -30,7 +31,7 @@ pub const DEFAULT_DATA: &str = "./tidemill-data";
 #[command(
     version,
     name = "streamctl",
-    max_term_width = 110,
+    max_term_width = 100,
     after_help = "\
 Examples:
   streamctl gen access-log --lines 100000 --seed 1 --file access.log
@@ -41,7 +42,8 @@ Examples:
 Exit codes:
   0  done; also after Ctrl-C or SIGTERM, once what was begun is committed, and where the reader of the output went away
   1  failed: standard error says what, and what to do about it
-  2  wrong usage: an unknown command, option, job or argument, or a value that cannot be read; nothing was changed
+  2  wrong usage: an unknown command, option, job or argument, a value that cannot be read, or one that differs from
+     what the job committed to; nothing was changed
   130, 143  ended at once by a second Ctrl-C or SIGTERM"
 )]
 pub struct Cli {
@@ -159,7 +161,7 @@ Example:
 Examples:
   streamctl reset ip-count
   streamctl reset ip-count --to latest --yes
-  streamctl reset ip-count --name per-minute --to @2015-05-17T10:05:00Z --yes")]
+  streamctl reset ip-count --name per-minute --to @-1h --yes")]
     Reset(Reset),
     /// Look into the committed state of a job.
     ///
@@ -219,7 +221,7 @@ impl Command {
             | Command::Produce(_)
             | Command::Consume(_)
             | Command::Gen(_)
-            | Command::Job(JobCommand::List)
+            | Command::Job(JobCommand::List(_))
             | Command::Serve(_)
             | Command::New(_)
             | Command::Build { .. }
@@ -373,7 +375,9 @@ pub struct Consume {
     /// The topic.
     pub topic: String,
     /// Where to start: `earliest`, `latest`, `N` (that offset, with `--partition`), `-N` (the last N of each partition),
-    /// `@TIME` (the first record of each partition that is not older: RFC 3339) or `@-1h` (so long ago).
+    /// `@-1h` (the first record of each partition with a timestamp so long ago or later) or `@TIME` (the same from a time
+    /// on, RFC 3339). The timestamp is when `produce` appended a record, not the time that stands in it; of a job's output
+    /// it is the event time.
     #[arg(long, default_value = "earliest", allow_hyphen_values = true, value_name = "FROM")]
     pub from: From,
     /// Stop at the end as it is now, instead of following.
@@ -427,7 +431,7 @@ impl FromStr for From {
 
 /// A time as RFC 3339 has it, or so long before `now`.
 fn time(text: &str, now: Timestamp) -> Result<Timestamp, String> {
-    let example = "such as @2015-05-17T10:05:00Z or @-1h30m";
+    let example = "such as @-1h30m or @2026-01-31T10:05:00Z";
     match text.strip_prefix('-') {
         Some(ago) => {
             let ago = humantime::parse_duration(ago).map_err(|error| format!("{error}; {example}"))?;
@@ -510,7 +514,7 @@ pub enum JobCommand {
     #[command(after_help = "\
 Example:
   streamctl job list")]
-    List,
+    List(StateAt),
     /// Show a job's arguments with their defaults and, where it ran, its committed offsets and lag.
     #[command(after_help = "\
 Example:
@@ -626,7 +630,7 @@ impl fmt::Display for Bytes {
 }
 
 /// Parses a guarantee, and lists them in the help.
-fn guarantees() -> impl TypedValueParser<Value = Guarantee> {
+pub fn guarantees() -> impl TypedValueParser<Value = Guarantee> {
     let names = Guarantee::ALL.map(Guarantee::name);
     PossibleValuesParser::new(names).try_map(|name| name.parse::<Guarantee>())
 }

@@ -1,8 +1,11 @@
 //! The job a command looks at from outside: its identity, what it committed to, and how its state reads.
 
-use anyhow::{Result, anyhow};
-use tidemill::adapters::BrokerLog;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
 use tidemill::adapters::broker::{Access, Broker, FetchOffsets, GroupOffset, Stable};
+use tidemill::adapters::{BrokerLog, Running, run_home, running, state_of};
 use tidemill::names::{Identity, JobRecord};
 use tidemill::stream::Plan;
 use tidemill::stream::inspect::{self, InspectError, StateText};
@@ -24,6 +27,41 @@ pub struct Known {
 /// The identity that a job name and `--name` come to.
 pub fn identity(job: &str, name: Option<&str>) -> Result<Identity> {
     Identity::new(name.unwrap_or(job)).map_err(|error| Usage::error(error.to_string()))
+}
+
+/// Where the state of a job is, for commands that look at it from outside.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StateAt {
+    /// Where the job keeps its state, if it was run with `--broker` and `--state`; a data directory knows it.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
+impl StateAt {
+    /// The folder that says which jobs run.
+    pub fn home(&self, access: &Access) -> PathBuf {
+        run_home(access.path(), self.state.as_deref())
+    }
+
+    /// Whether the job runs here, and what it says; see [`running`].
+    pub fn running(&self, access: &Access, identity: &Identity) -> Result<Option<Option<Running>>> {
+        let home = self.home(access);
+        running(&home, identity).with_context(|| unseen(&home, identity))
+    }
+
+    /// The folder with the job's own: what was said, else what its last run told, else the default.
+    pub fn root(&self, access: &Access, identity: &Identity) -> Result<PathBuf> {
+        let home = self.home(access);
+        match &self.state {
+            Some(given) => Ok(given.clone()),
+            None => state_of(&home, identity).with_context(|| unseen(&home, identity)),
+        }
+    }
+}
+
+/// The file in `home` cannot be looked at.
+pub fn unseen(home: &Path, identity: &Identity) -> String {
+    format!("cannot look whether {identity} runs in {}", home.display())
 }
 
 /// What the identity committed to; an error that names those there are.
@@ -49,13 +87,17 @@ pub async fn committed(log: &BrokerLog<Access>) -> Result<std::collections::BTre
 /// The plan of a job with the arguments it committed to, where this program has it.
 fn plan(record: &JobRecord) -> Option<Plan> {
     let job = jobs::find(&record.job).ok()?;
-    let sets: Vec<String> = job
-        .args
-        .iter()
-        .filter(|arg| arg.guarded)
-        .filter_map(|arg| Some(format!("{}={}", arg.name, record.guarded.get(arg.name)?)))
-        .collect();
+    let sets: Vec<String> = fixed(&job, record).map(|(name, value)| format!("{name}={value}")).collect();
     job.build(&sets).ok().map(|built| built.plan)
+}
+
+/// The job's arguments that it is fixed to, with their values.
+pub fn fixed<'a>(
+    job: &'a tidemill::JobSpec,
+    record: &'a JobRecord,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let guarded = job.args.iter().filter(|arg| arg.guarded);
+    guarded.filter_map(|arg| Some((arg.name, record.guarded.get(arg.name)?.as_str())))
 }
 
 impl Known {

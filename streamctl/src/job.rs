@@ -1,25 +1,25 @@
 //! `streamctl job list | describe`.
 
 use anyhow::Result;
-use tidemill::adapters::{running, state_root};
 use tidemill_broker::{Access, Broker, FetchOffsets, Stable};
 
 use crate::cli::JobCommand;
 use crate::data::{self, Intent};
+use crate::identity::StateAt;
 use crate::target::Target;
 use crate::{identity, jobs, stdout};
 
 /// Runs the command.
 pub async fn run(target: &Target, command: &JobCommand) -> Result<()> {
     match command {
-        JobCommand::List => {
+        JobCommand::List(at) => {
             list()?;
             // Without a directory nothing ran; that is no failure of a list.
             if matches!(target, Target::Directory(dir) if !dir.exists()) {
                 return Ok(());
             }
             let access = data::open(target, Intent::Use).await?;
-            let result = list_identities(&access).await;
+            let result = list_identities(&access, at).await;
             data::close(access, result).await
         }
         JobCommand::Describe { job, name } => {
@@ -49,7 +49,7 @@ fn list() -> Result<()> {
 }
 
 /// The identities that have committed, with what they have not read.
-async fn list_identities(access: &Access) -> Result<()> {
+async fn list_identities(access: &Access, at: &StateAt) -> Result<()> {
     let committed = identity::committed(&identity::log(access)).await?;
     let column = |title: &str, words: &mut dyn Iterator<Item = &String>| {
         words.map(String::len).max().unwrap_or(0).max(title.len())
@@ -60,7 +60,7 @@ async fn list_identities(access: &Access) -> Result<()> {
     for (name, record) in &committed {
         let identity = identity::identity(name, None)?;
         let lag: i64 = read(access, name).await?.iter().map(Read::lag).sum();
-        let runs = match running(&state_root(access.path(), None), &identity)? {
+        let runs = match at.running(access, &identity)? {
             Some(Some(running)) => format!("in process {}", running.pid),
             Some(None) => "yes".to_owned(),
             None => "no".to_owned(),

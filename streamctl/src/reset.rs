@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use tidemill::adapters::{RunLock, state_root};
+use tidemill::adapters::RunLock;
 use tidemill::names::{Identity, JOBS_TOPIC, JobRecord};
 use tidemill_broker::batch::RecordParts;
 use tidemill_broker::{
@@ -29,7 +29,7 @@ use tidemill_broker::{
 use crate::cli::From;
 use crate::data::{self, Intent};
 use crate::exit::Usage;
-use crate::identity;
+use crate::identity::{self, StateAt};
 use crate::state::JobName;
 use crate::target::Target;
 use crate::units::plural;
@@ -39,16 +39,16 @@ use crate::units::plural;
 pub struct Reset {
     #[command(flatten)]
     job: JobName,
-    /// Where it starts to read: `earliest`, `latest`, or `@TIME` (the first record that is not older: RFC 3339, or
-    /// `@-1h`, so long ago).
+    /// Where it starts to read: `earliest`, `latest`, `@-1h` (the first records with a timestamp so long ago or later) or
+    /// `@TIME` (the same from a time on, RFC 3339). The timestamp is when `produce` appended a record, not the event time
+    /// that the job reads from it.
     #[arg(long, default_value = "earliest", allow_hyphen_values = true, value_name = "FROM")]
     to: From,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
-    /// Where jobs keep their state, if the job was run with `--state`.
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
+    #[command(flatten)]
+    at: StateAt,
 }
 
 impl Reset {
@@ -82,17 +82,21 @@ struct Found {
     offsets: Vec<GroupOffset>,
     input: Vec<String>,
     changelogs: Vec<Topic>,
-    state: Option<PathBuf>,
+    /// Its state directories: of its last run, and where one was left by an earlier run.
+    states: Vec<PathBuf>,
 }
 
 async fn reset(access: &Access, args: &Reset, at: At) -> Result<()> {
     let identity = identity::identity(&args.job.job, args.job.name.as_deref())?;
-    let root = state_root(access.path(), args.state.as_deref());
+    let home = args.at.home(access);
+    let mut roots = vec![home.clone(), args.at.root(access, &identity)?];
+    roots.retain(|root| root.join(identity.as_str()).exists());
+    roots.dedup();
     // Before anything is made: a mistyped name leaves nothing behind.
-    look(access, identity.clone(), at, &root).await?;
+    look(access, identity.clone(), at, &roots).await?;
     // Held to the end: nobody starts the job meanwhile.
-    let lock = RunLock::try_take(&root, &identity)
-        .with_context(|| format!("cannot look whether {identity} runs in {}", root.display()))?;
+    let lock =
+        RunLock::try_take(&home, &roots, &identity).with_context(|| identity::unseen(&home, &identity))?;
     let _lock = match lock {
         Ok(lock) => lock,
         Err(by) => {
@@ -100,31 +104,31 @@ async fn reset(access: &Access, args: &Reset, at: At) -> Result<()> {
             bail!("{identity} runs{by}; stop it first (Ctrl-C), then reset it");
         }
     };
-    let found = look(access, identity, at, &root).await?;
+    let found = look(access, identity, at, &roots).await?;
     tell(&found, args);
     confirm(args)?;
     carry_out(access, &found).await?;
     let from = match args.to {
         From::Earliest => "the earliest records".to_owned(),
         From::Latest => "what comes from now on".to_owned(),
-        _ => "the first records of that time".to_owned(),
+        _ => "the first records with a timestamp since then".to_owned(),
     };
     crate::note(format_args!("{} is reset: its next run begins with {from}", found.identity));
     Ok(())
 }
 
-async fn look(access: &Access, identity: Identity, at: At, root: &Path) -> Result<Found> {
+async fn look(access: &Access, identity: Identity, at: At, roots: &[PathBuf]) -> Result<Found> {
     let mut jobs = identity::committed(&identity::log(access)).await?;
     let record = jobs.remove(identity.as_str());
     let committed = identity::offsets(access, &identity).await?;
-    let state = Some(root.join(identity.as_str())).filter(|dir| dir.exists());
+    let states: Vec<_> = roots.iter().map(|root| root.join(identity.as_str())).collect();
     let topics = access.topics().await.map_err(data::explain)?;
     let mut of_changelogs: BTreeSet<String> = identity.keyed_changelog().into_iter().collect();
     let stores = record.iter().flat_map(|record| record.stores.keys());
     of_changelogs.extend(stores.filter_map(|store| identity.changelog(store).ok()));
     let (changelogs, others): (Vec<_>, Vec<_>) =
         topics.into_iter().partition(|topic| of_changelogs.contains(&topic.name));
-    if record.is_none() && committed.is_empty() && state.is_none() && changelogs.is_empty() {
+    if record.is_none() && committed.is_empty() && states.is_empty() && changelogs.is_empty() {
         let known: Vec<_> = jobs.into_keys().collect();
         let known = match known.as_slice() {
             [] => "no job has".to_owned(),
@@ -151,12 +155,12 @@ async fn look(access: &Access, identity: Identity, at: At, root: &Path) -> Resul
             offsets.push(GroupOffset { partition, position, metadata: bytes::Bytes::new() });
         }
     }
-    Ok(Found { identity, record, offsets, input, changelogs, state })
+    Ok(Found { identity, record, offsets, input, changelogs, states })
 }
 
 /// Says what goes and what stays.
 fn tell(found: &Found, args: &Reset) {
-    let Found { identity, record, input, changelogs, state, .. } = found;
+    let Found { identity, record, input, changelogs, states, .. } = found;
     if record.as_ref().is_some_and(|record| record.resetting) {
         crate::note(format_args!("a reset of {identity} was cut short; this one completes it"));
     }
@@ -165,13 +169,13 @@ fn tell(found: &Found, args: &Reset) {
         let to = match args.to {
             From::Earliest => "the earliest record".to_owned(),
             From::Latest => "the end".to_owned(),
-            From::Time(time) => time.to_string(),
+            From::Time(time) => format!("the first record with a timestamp of {time} or later"),
             // Refused before.
             From::Offset(_) | From::Last(_) => String::new(),
         };
         crate::note(format_args!("  its committed offsets in {}: it reads from {to}", input.join(", ")));
     }
-    if let Some(state) = state {
+    for state in states {
         crate::note(format_args!("  its state in {}", state.display()));
     }
     for topic in changelogs {
@@ -213,7 +217,7 @@ fn confirm(args: &Reset) -> Result<()> {
 }
 
 async fn carry_out(access: &Access, found: &Found) -> Result<()> {
-    let Found { identity, record, offsets, changelogs, state, .. } = found;
+    let Found { identity, record, offsets, changelogs, states, .. } = found;
     let jobs = match access.describe(JOBS_TOPIC.to_owned()).await {
         Ok(described) => Some(described.topic),
         Err(tidemill_broker::BrokerError::UnknownTopic { .. }) => None,
@@ -231,7 +235,7 @@ async fn carry_out(access: &Access, found: &Found) -> Result<()> {
         let _ack = producer.send(jobs, Some(0), parts).await.map_err(data::explain)?;
         commit(&mut producer).await?;
     }
-    if let Some(state) = state {
+    for state in states {
         remove(state).with_context(|| format!("cannot remove {}", state.display()))?;
     }
     for topic in changelogs {

@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tidemill::adapters::broker::Access;
-use tidemill::adapters::{BrokerLog, RocksState, state_root};
+use tidemill::adapters::{BrokerLog, RocksState};
 use tidemill::names::StoreRecord;
 use tidemill::stream::inspect::{InspectError, StateText, StoreView};
 use tidemill::stream::{Shard, Timestamp};
@@ -19,7 +19,7 @@ use tidemill::stream::{Shard, Timestamp};
 use crate::cli::ReportFormat;
 use crate::data::{self, Intent};
 use crate::exit::Usage;
-use crate::identity::{self, Known};
+use crate::identity::{self, Known, StateAt};
 use crate::stdout::{self, OrClosed};
 use crate::target::Target;
 use crate::units::{Count, Size, plural};
@@ -73,6 +73,8 @@ pub struct JobName {
 pub struct List {
     #[command(flatten)]
     job: JobName,
+    #[command(flatten)]
+    at: StateAt,
     /// `text`: for people. `json`: one object a store.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     format: ReportFormat,
@@ -131,9 +133,15 @@ async fn execute(access: &Access, command: StateCommand) -> Result<()> {
         StateCommand::Scan(args) => &args.job,
     };
     let known = identity::find(access, &job.job, job.name.as_deref()).await?;
-    let state = state_root(access.path(), None).join(known.identity.as_str());
+    let root = match &command {
+        StateCommand::List(args) => Some(args.at.root(access, &known.identity)?),
+        StateCommand::Get(_) | StateCommand::Scan(_) => None,
+    };
     identity::blocking(&log, move |log| match command {
-        StateCommand::List(args) => list(log, &known, &state, args.format),
+        StateCommand::List(args) => {
+            let state = root.unwrap_or_default().join(known.identity.as_str());
+            list(log, &known, &state, args.format)
+        }
         StateCommand::Get(args) => get(log, &known, &args),
         StateCommand::Scan(args) => scan(log, &known, &args),
     })

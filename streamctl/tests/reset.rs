@@ -68,3 +68,40 @@ fn a_reset_that_is_cut_short_anywhere_is_completed_by_the_next() {
     }
     assert!(untouched > 0 && refused > 0 && anew > 0, "{untouched} {refused} {anew}: not every case was met");
 }
+
+/// Whoever looks at the data directory sees a run wherever it keeps its state.
+#[test]
+fn a_job_whose_state_is_elsewhere_is_seen_and_found() {
+    let world = World::new();
+    world.append(&world.generate(2_000, 42, &["--addresses", "20", "--rate", "40"]), 2);
+    let (elsewhere, other) = (world.path("elsewhere"), world.path("other"));
+    let [at, there] = [&elsewhere, &other].map(|path| path.display().to_string());
+    let here = {
+        let mut job = world.start(&["run", "ip-count", "--state", &at, "--set", "idle_after=1h"]);
+        job.says("ip-count runs");
+        // A first commit: until then nobody knows the job.
+        let mut rows = world.start(&["consume", "ip-counts"]);
+        rows.next_line();
+        let here = format!("in process {}", job.id());
+        for again in [&["run", "ip-count", "--until-end"][..], &["run", "ip-count", "--state", &there]] {
+            world.fails(again, 1, &["runs already", &here]);
+        }
+        assert!(!other.exists(), "a run that is refused makes nothing");
+        world.fails(&["reset", "ip-count", "--yes"], 1, &["ip-count runs", &here, "stop it first"]);
+        assert!(world.ok(&["job", "list"]).stdout.contains(&here));
+        let why = world.ok(&["explain", "why-not-fired", "ip-count"]).stdout;
+        assert!(why.contains(&format!("the job runs {here}")), "{why}");
+        job.interrupted();
+        here
+    };
+    let store = world.ok(&["state", "list", "ip-count"]).stdout;
+    assert!(store.contains("on disk") && !store.contains("rebuilds"), "{store}");
+    let why = world.ok(&["explain", "why-not-fired", "ip-count"]).stdout;
+    assert!(why.contains("does not run here") && !why.contains(&here), "{why}");
+    assert!(elsewhere.join("ip-count").is_dir());
+    let reset = world.ok(&["reset", "ip-count", "--yes"]).stderr;
+    assert!(reset.contains(&format!("its state in {at}/ip-count")), "{reset}");
+    assert!(!elsewhere.join("ip-count").exists());
+    world.ok(&["run", "ip-count", "--until-end"]);
+    assert!(world.streamctl.data().join("state/ip-count").is_dir());
+}

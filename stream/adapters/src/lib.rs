@@ -35,6 +35,6 @@ pub use main_of::main;
 #[cfg(feature = "rocksdb")]
 pub use rocks::{RocksState, StoreEntry, dump_state};
 #[cfg(feature = "rocksdb")]
-pub use run::{JobRunError, RunOptions, STATE_DIR, identity, run, state_dir, state_root};
+pub use run::{JobRunError, RunOptions, STATE_DIR, identity, run, run_home, state_dir, state_root};
 #[cfg(feature = "rocksdb")]
-pub use running::{RunLock, Running, running};
+pub use running::{RunLock, Running, running, state_of};

@@ -2,7 +2,8 @@
 //!
 //! Layout: the job's state is in `state/<identity>/` of the data directory, whichever process owns the log there. A job
 //! whose broker is reached by its address keeps it in [`STATE_DIR`] of the folder it runs in. [`RunOptions::state`]
-//! names another place. A state directory that belongs to another log, or to none, costs a rebuild from the changelog:
+//! names another place; that the job runs, and with what place, is told in the data directory all the same ([`run_home`]). A
+//! state directory that belongs to another log, or to none, costs a rebuild from the changelog:
 //! the positions in it name topics by their identity.
 //! Half of the state memory goes to the overlays of the tasks, half to RocksDB.
 
@@ -96,11 +97,11 @@ pub enum JobRunError {
         pid: Option<u32>,
     },
     /// The file that says that it runs.
-    #[error("the file that says that `{identity}` runs cannot be made or locked in {}", path.display())]
+    #[error("the files that say that `{identity}` runs cannot be made or locked in {} and beside its state", path.display())]
     Lock {
         /// Its identity.
         identity: Identity,
-        /// The folder of the states of jobs.
+        /// The folder of the one that is looked for from outside.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
@@ -123,7 +124,8 @@ impl JobRunError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Job(_) | Self::Name(_) | Self::Memory { .. } => true,
-            Self::Running { .. } | Self::Lock { .. } | Self::State { .. } | Self::Run(_) => false,
+            Self::Run(error) => error.is_usage(),
+            Self::Running { .. } | Self::Lock { .. } | Self::State { .. } => false,
         }
     }
 
@@ -168,6 +170,12 @@ pub fn state_root(data: Option<&Path>, given: Option<&Path>) -> PathBuf {
     }
 }
 
+/// The folder that says which jobs run: `state` in the data directory, wherever they keep their state, so that whoever
+/// looks at the directory finds them; the state root where the log is reached by its address.
+pub fn run_home(data: Option<&Path>, given: Option<&Path>) -> PathBuf {
+    state_root(data, given.filter(|_| data.is_none()))
+}
+
 /// Where a job keeps its state in a data directory, if nothing else is said.
 pub fn state_dir(data: &Path, identity: &Identity) -> PathBuf {
     state_root(Some(data), None).join(identity.as_str())
@@ -196,11 +204,14 @@ pub fn run(
     let memory = usize::try_from(options.state_memory.0).unwrap_or(usize::MAX);
     let root = state_root(access.path(), options.state.as_deref());
     let path = root.join(identity.as_str());
-    let lock = match RunLock::take(&root, &identity) {
+    let home = run_home(access.path(), options.state.as_deref());
+    let lock = match RunLock::take(&home, &root, &identity) {
         Ok(Ok(lock)) => lock,
         Ok(Err(by)) => return Err(JobRunError::Running { identity, pid: by.map(|by| by.pid) }),
-        Err(source) => return Err(JobRunError::Lock { identity, path: root, source }),
+        Err(source) => return Err(JobRunError::Lock { identity, path: home, source }),
     };
+    let idle_after_ms = plan.source().event_time.and_then(|time| time.idle_after_ms());
+    lock.begin(idle_after_ms);
     let backend: Arc<dyn StateBackend> = match plan.step() {
         Some(_) => {
             let opened = RocksState::open(&path, memory / 2);
@@ -224,7 +235,6 @@ pub fn run(
         // Dropped with the run, however it ends: then the other end returns.
         let (_running, ended) = mpsc::channel();
         let (name, lock) = ("run-status".to_owned(), &lock);
-        let idle_after_ms = plan.source().event_time.and_then(|time| time.idle_after_ms());
         // Without it the run is only not seen from outside.
         let told = std::thread::Builder::new()
             .name(name)

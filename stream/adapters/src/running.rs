@@ -1,8 +1,14 @@
 //! That a job runs, and what it is at: a locked file beside its state, for commands that look from outside.
 //!
 //! ```text
-//!   <state root>/<identity>~run      locked while the job runs; one JSON object, written anew about once a second
+//!   <home>/<identity>~run      locked while the job runs; one JSON object, written anew about once a second
+//!     home: `state` in the data directory, wherever --state has the state; the state root where the log is reached by
+//!     its address
+//!   <state root>/<identity>~run      locked too, where that is another file: two logs do not share one state
 //! ```
+//!
+//! So whoever looks at the data directory finds the run and, in what it wrote, the root it keeps its state in
+//! ([`state_of`]). That stays when the run is over: a later command finds the state of a job that stopped or was killed.
 //!
 //! No identity has a `~` in it, so the name is never another job's folder. The lock is the truth: a process that is
 //! killed loses it. What is written is for people and may be a second old; nothing that must be right rests on it, so
@@ -10,7 +16,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
@@ -29,6 +35,9 @@ const PACE: Duration = Duration::from_secs(1);
 pub struct Running {
     /// Its process.
     pub pid: u32,
+    /// The state root it was given, absolute; `None` is the home itself, so that a data directory may be moved.
+    #[serde(default)]
+    pub state: Option<PathBuf>,
     /// When this was written, in milliseconds since the epoch.
     pub at_ms: i64,
     /// `starting`, `running`, `aligning`, `ending` or `over`.
@@ -50,10 +59,11 @@ pub struct Running {
 }
 
 impl Running {
-    fn now(progress: &Progress, idle_after_ms: Option<i64>) -> Self {
+    fn now(progress: &Progress, idle_after_ms: Option<i64>, state: Option<PathBuf>) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
             pid: std::process::id(),
+            state,
             at_ms: i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
             phase: progress.phase.to_owned(),
             rows_in: progress.counters.rows_in,
@@ -71,76 +81,134 @@ impl Running {
 #[derive(Debug)]
 pub struct RunLock {
     file: File,
+    /// The locks beside states that are kept elsewhere.
+    elsewhere: Vec<File>,
+    /// The state root, where that is elsewhere.
+    state: Option<PathBuf>,
 }
 
-fn path(root: &Path, identity: &Identity) -> PathBuf {
-    root.join(format!("{identity}~run"))
+fn path(home: &Path, identity: &Identity) -> PathBuf {
+    home.join(format!("{identity}~run"))
+}
+
+/// Makes the file that is locked, and its folder.
+fn make(folder: &Path, identity: &Identity) -> io::Result<File> {
+    std::fs::create_dir_all(folder)?;
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path(folder, identity))
+}
+
+/// Locks it; `false` if somebody else holds it until the deadline.
+fn lock(file: &File, deadline: Instant) -> io::Result<bool> {
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
 }
 
 impl RunLock {
-    /// Takes the lock of a job that is to run, in the folder of the states of jobs; waits a few seconds for a process that is just ending.
+    /// Takes the lock of a job that is to run, in its home and beside its state; waits a few seconds for a process that is
+    /// just ending.
     ///
     /// # Errors
     ///
-    /// If the file cannot be made or locked. `Ok(Err(..))` is what the process says that holds it.
-    pub fn take(root: &Path, identity: &Identity) -> io::Result<Result<Self, Option<Running>>> {
-        Self::take_within(root, identity, LOCK_WAIT)
+    /// If a file cannot be made or locked. `Ok(Err(..))` is what the process says that holds it.
+    pub fn take(
+        home: &Path,
+        state_root: &Path,
+        identity: &Identity,
+    ) -> io::Result<Result<Self, Option<Running>>> {
+        Self::take_within(home, &[state_root.to_owned()], identity, LOCK_WAIT)
     }
 
-    /// The same without waiting, for a command that wants the job not to run.
+    /// The same without waiting, for a command that wants the job not to run, with any of these state roots.
     ///
     /// # Errors
     ///
     /// As [`Self::take`].
-    pub fn try_take(root: &Path, identity: &Identity) -> io::Result<Result<Self, Option<Running>>> {
-        Self::take_within(root, identity, Duration::ZERO)
+    pub fn try_take(
+        home: &Path,
+        state_roots: &[PathBuf],
+        identity: &Identity,
+    ) -> io::Result<Result<Self, Option<Running>>> {
+        Self::take_within(home, state_roots, identity, Duration::ZERO)
     }
 
     fn take_within(
-        root: &Path,
+        home: &Path,
+        state_roots: &[PathBuf],
         identity: &Identity,
         wait: Duration,
     ) -> io::Result<Result<Self, Option<Running>>> {
-        let path = path(root, identity);
-        std::fs::create_dir_all(root)?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let deadline = Instant::now() + wait;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Ok(Self { file })),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                Err(TryLockError::WouldBlock) => return Ok(Err(read(&file))),
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
+        let file = make(home, identity)?;
+        if !lock(&file, deadline)? {
+            return Ok(Err(read(&file)));
         }
+        let same = |a: &File, b: &File| -> io::Result<bool> {
+            let (a, b) = (a.metadata()?, b.metadata()?);
+            Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
+        };
+        let mut taken = Self { file, elsewhere: Vec::new(), state: None };
+        for root in state_roots {
+            let other = make(root, identity)?;
+            // However the folders were spelled: a second lock of the same file would wait for the first one.
+            let mut held = std::iter::once(&taken.file).chain(&taken.elsewhere);
+            if held.try_fold(false, |held, file| Ok::<_, io::Error>(held || same(file, &other)?))? {
+                continue;
+            }
+            if !lock(&other, deadline)? {
+                return Ok(Err(read(&other)));
+            }
+            taken.elsewhere.push(other);
+            taken.state = Some(std::path::absolute(root)?);
+        }
+        Ok(Ok(taken))
+    }
+
+    /// Writes that the run starts, over what the one before wrote.
+    pub(crate) fn begin(&self, idle_after_ms: Option<i64>) {
+        self.write_if_new(&Monitor::new(), idle_after_ms, &mut Vec::new());
     }
 
     /// Writes what the run is at until the other end of `ended` is dropped.
     pub(crate) fn tell(&self, monitor: &Monitor, idle_after_ms: Option<i64>, ended: &Receiver<()>) {
         let mut last = Vec::new();
         loop {
-            let now = Running::now(&monitor.progress(), idle_after_ms);
-            let mut text = serde_json::to_vec(&Running { at_ms: 0, ..now.clone() }).unwrap_or_default();
-            // A run that stands still is written once.
-            if text != last {
-                last.clone_from(&text);
-                text = serde_json::to_vec(&now).unwrap_or_default();
-                text.push(b'\n');
-                if let Err(error) = self.write(&text) {
-                    tracing::debug!(%error, "what the run is at cannot be written");
-                }
-            }
+            self.write_if_new(monitor, idle_after_ms, &mut last);
             if ended.recv_timeout(PACE) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
         }
     }
 
+    /// A run that stands still is written once.
+    fn write_if_new(&self, monitor: &Monitor, idle_after_ms: Option<i64>, last: &mut Vec<u8>) {
+        let now = Running::now(&monitor.progress(), idle_after_ms, self.state.clone());
+        let mut text = serde_json::to_vec(&Running { at_ms: 0, ..now.clone() }).unwrap_or_default();
+        if text == *last {
+            return;
+        }
+        last.clone_from(&text);
+        text = serde_json::to_vec(&now).unwrap_or_default();
+        text.push(b'\n');
+        if let Err(error) = self.write(&text) {
+            tracing::debug!(%error, "what the run is at cannot be written");
+        }
+    }
+
     fn write(&self, text: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(text, 0)?;
-        self.file.set_len(text.len() as u64)
+        // Beside the state for whoever finds that one locked.
+        for file in std::iter::once(&self.file).chain(&self.elsewhere) {
+            file.write_all_at(text, 0)?;
+            file.set_len(text.len() as u64)?;
+        }
+        Ok(())
     }
 }
 
@@ -154,13 +222,13 @@ fn read(file: &File) -> Option<Running> {
     })
 }
 
-/// Whether the job runs on this machine with this folder of states: `None` no, `Some(None)` yes, and it said nothing yet.
+/// Whether the job runs on this machine with this home: `None` no, `Some(None)` yes, and it said nothing yet.
 ///
 /// # Errors
 ///
 /// If the file is there and cannot be looked at.
-pub fn running(root: &Path, identity: &Identity) -> io::Result<Option<Option<Running>>> {
-    let file = match File::open(path(root, identity)) {
+pub fn running(home: &Path, identity: &Identity) -> io::Result<Option<Option<Running>>> {
+    let file = match File::open(path(home, identity)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
@@ -169,6 +237,19 @@ pub fn running(root: &Path, identity: &Identity) -> io::Result<Option<Option<Run
         Err(TryLockError::WouldBlock) => Ok(Some(read(&file))),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// The state root of the run that lives or, if none does, of the last one that told: what it was given, else its home.
+///
+/// # Errors
+///
+/// If the file is there and cannot be looked at.
+pub fn state_of(home: &Path, identity: &Identity) -> io::Result<PathBuf> {
+    let last = match File::open(path(home, identity)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        opened => read(&opened?),
+    };
+    Ok(last.and_then(|last| last.state).unwrap_or_else(|| home.to_owned()))
 }
 
 #[cfg(test)]
@@ -180,16 +261,38 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::new("job").unwrap();
         assert_eq!(running(dir.path(), &identity).unwrap(), None, "nothing ran here");
-        let lock = RunLock::take(dir.path(), &identity).unwrap().unwrap();
+        let lock = RunLock::take(dir.path(), dir.path(), &identity).unwrap().unwrap();
         assert_eq!(running(dir.path(), &identity).unwrap(), Some(None));
         let (done, ended) = std::sync::mpsc::channel();
         drop(done);
         lock.tell(&Monitor::new(), Some(7), &ended);
         let seen = running(dir.path(), &identity).unwrap().flatten().unwrap();
         assert_eq!((seen.pid, seen.idle_after_ms), (std::process::id(), Some(7)));
-        assert_eq!(RunLock::try_take(dir.path(), &identity).unwrap().unwrap_err(), Some(seen));
+        assert_eq!(RunLock::try_take(dir.path(), &[], &identity).unwrap().unwrap_err(), Some(seen));
         drop(lock);
         assert_eq!(running(dir.path(), &identity).unwrap(), None);
-        assert!(RunLock::try_take(dir.path(), &identity).unwrap().is_ok());
+        assert!(RunLock::try_take(dir.path(), &[], &identity).unwrap().is_ok());
+    }
+
+    #[test]
+    fn a_state_elsewhere_is_found_from_the_home_and_shared_by_no_two_homes() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let identity = Identity::new("job").unwrap();
+        assert_eq!(state_of(&at("home"), &identity).unwrap(), at("home"), "nothing ran here");
+        let lock = RunLock::take(&at("home"), &at("x"), &identity).unwrap().unwrap();
+        lock.begin(None);
+        assert_eq!(state_of(&at("home"), &identity).unwrap(), at("x"));
+        let pid = Some(std::process::id());
+        for (home, root) in [("home", "y"), ("home", "home"), ("another", "x")] {
+            let held = RunLock::try_take(&at(home), &[at(root)], &identity).unwrap().unwrap_err();
+            assert_eq!(held.map(|by| by.pid), pid, "{home} {root}");
+        }
+        drop(lock);
+        assert_eq!(state_of(&at("home"), &identity).unwrap(), at("x"), "it outlives the run");
+        // The same folder under another name is no second lock.
+        let lock = RunLock::take(&at("home"), &at("x/../home"), &identity).unwrap().unwrap();
+        lock.begin(None);
+        assert_eq!(state_of(&at("home"), &identity).unwrap(), at("home"));
     }
 }

@@ -3,26 +3,80 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use tidemill::Guarantee;
 use tidemill::adapters::JobPlan;
 use tidemill::engine::Layout;
 use tidemill::names::{Identity, JobRecord};
 use tidemill::stream::{Plan, Role};
 
 use crate::cli::Setting;
+use crate::data::{self, Intent};
 use crate::exit::Usage;
 use crate::state::JobName;
+use crate::target::Target;
 use crate::{identity, jobs, stdout};
 
-pub fn run(job: &JobName, set: &[Setting]) -> Result<()> {
+/// Runs the command.
+pub async fn run(
+    target: &Target,
+    job: &JobName,
+    set: &[Setting],
+    guarantee: Option<Guarantee>,
+) -> Result<()> {
     let spec = jobs::find(&job.job)?;
     let sets: Vec<String> = set.iter().map(|set| format!("{}={}", set.key, set.value)).collect();
-    let JobPlan { plan, .. } = spec.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
+    // Wrong arguments are told before anything is opened.
+    let mut built = spec.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
     let identity = identity::identity(&job.job, job.name.as_deref())?;
+    let committed = committed(target, &identity).await.filter(|record| record.job == spec.name);
+    let mut fixed = None;
+    if let Some(record) = &committed {
+        let said = |name: &str| set.iter().any(|set| set.key == name);
+        let mut all: Vec<String> =
+            identity::fixed(&spec, record).filter(|(name, _)| !said(name)).map(pair).collect();
+        all.extend(sets);
+        // Where the job's code changed its arguments since, the code counts.
+        if let Ok(with) = spec.build(&all) {
+            built = with;
+        }
+        // An identity that says nothing is older than the choice.
+        fixed = Some(record.guarded.get("guarantee").and_then(|name| name.parse().ok()).unwrap_or_default());
+    }
+    let JobPlan { plan, .. } = built;
+    let guarantee = guarantee.or(fixed).unwrap_or(plan.guarantee());
+    let plan = plan.with_guarantee(guarantee);
     let record = plan.record(Layout::SHARDS);
     for (what, is) in lines(&plan, &identity, &record) {
         stdout::line(format_args!("{}", format!("{what:12}  {is}").trim_end()))?;
     }
+    if let Some(Err(mismatch)) = committed.map(|committed| record.check(&identity, &committed)) {
+        crate::note(format_args!("a run of this plan is refused: {mismatch}"));
+    }
     Ok(())
+}
+
+fn pair((name, value): (&str, &str)) -> String {
+    format!("{name}={value}")
+}
+
+/// What the identity committed to, where there is a log and it has.
+async fn committed(target: &Target, identity: &Identity) -> Option<JobRecord> {
+    if matches!(target, Target::Directory(dir) if !dir.exists()) {
+        return None;
+    }
+    let looked = match data::open(target, Intent::Use).await {
+        Ok(access) => {
+            let all = identity::committed(&identity::log(&access)).await;
+            data::close(access, all).await
+        }
+        Err(error) => Err(error),
+    };
+    let told = looked.map_err(|error| {
+        crate::note(format_args!(
+            "from the job's code alone; what {identity} committed is not known: {error:#}"
+        ));
+    });
+    told.ok()?.remove(identity.as_str())
 }
 
 /// A duration as arguments have it.
@@ -77,8 +131,8 @@ fn lines(plan: &Plan, identity: &Identity, record: &JobRecord) -> Vec<(&'static 
     let Some(step) = plan.step() else {
         lines.push(("chain", chain("source", operators, &format!("topic {}", sink(Role::Output)))));
         lines.push(("exchange", "none: every row stays in the task that read it".to_owned()));
-        lines.push(("commit", commit("output and dead letters")));
-        lines.push(("guarantee", plan.guarantee().to_string()));
+        lines.push(("commit", commit(plan.guarantee(), "output, dead letters", None)));
+        lines.push(("guarantee", promise(plan.guarantee())));
         return lines;
     };
     let combine = if step.aggregate == "count" { " -> combine by key and window" } else { "" };
@@ -128,15 +182,36 @@ fn lines(plan: &Plan, identity: &Identity, record: &JobRecord) -> Vec<(&'static 
             lines.push(("changelogs", format!("{windows} (cells), {keyed} (marks)")));
         }
     }
-    lines.push(("commit", commit("output, late rows, dead letters, changed state")));
-    lines.push(("guarantee", plan.guarantee().to_string()));
+    lines
+        .push(("commit", commit(plan.guarantee(), "output, late rows, dead letters", Some("changed state"))));
+    lines.push(("guarantee", promise(plan.guarantee())));
     let guarded: Vec<_> = record.guarded.iter().map(|(name, value)| format!("{name}={value}")).collect();
     lines.push(("fixed", format!("{} (once it ran; `streamctl reset` frees them)", guarded.join(" "))));
     lines
 }
 
-fn commit(what: &str) -> String {
-    format!("one transaction each: {what}, offsets and event time")
+fn commit(guarantee: Guarantee, output: &str, state: Option<&str>) -> String {
+    let state = state.map(|state| format!("{state}, ")).unwrap_or_default();
+    match guarantee {
+        Guarantee::ExactlyOnce => format!("one transaction each: {output}, {state}offsets and event time"),
+        Guarantee::AtLeastOnce => {
+            format!(
+                "one transaction each: {state}offsets and event time; beside it, acknowledged before it ends: {output}"
+            )
+        }
+        Guarantee::AtMostOnce => format!(
+            "one transaction each: {output}, {state}event time, and the offsets behind what is fetched and not processed yet"
+        ),
+    }
+}
+
+fn promise(guarantee: Guarantee) -> String {
+    let crash = match guarantee {
+        Guarantee::ExactlyOnce => "",
+        Guarantee::AtLeastOnce => ": a crash repeats output that was not committed",
+        Guarantee::AtMostOnce => ": a crash loses input that was fetched and not processed",
+    };
+    format!("{guarantee}{crash}")
 }
 
 /// A type's name without its path.

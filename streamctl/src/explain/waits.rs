@@ -12,15 +12,15 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
+use tidemill::adapters::Running;
 use tidemill::adapters::broker::{Access, Broker};
-use tidemill::adapters::{Running, running, state_root};
 use tidemill::names::PartitionMark;
 use tidemill::stream::inspect::{InspectError, StoreView};
 use tidemill::stream::{MIN, Shard, Timestamp};
 
 use super::plan::duration;
 use crate::data::{self, Intent};
-use crate::identity::{self, Known};
+use crate::identity::{self, Known, StateAt};
 use crate::state::JobName;
 use crate::stdout;
 use crate::target::Target;
@@ -30,9 +30,9 @@ use crate::units::{Count, plural};
 const WINDOWS_LISTED: usize = 10;
 
 /// Runs the command.
-pub async fn run(target: &Target, job: &JobName) -> Result<()> {
+pub async fn run(target: &Target, job: &JobName, at: &StateAt) -> Result<()> {
     let access = data::open(target, Intent::Use).await?;
-    let result = gather(&access, job).await;
+    let result = gather(&access, job, at).await;
     let facts = data::close(access, result).await?;
     for line in facts.explain() {
         stdout::line(format_args!("{line}"))?;
@@ -83,7 +83,7 @@ struct Facts {
     running: Option<Option<Running>>,
 }
 
-async fn gather(access: &Access, job: &JobName) -> Result<Facts> {
+async fn gather(access: &Access, job: &JobName, at: &StateAt) -> Result<Facts> {
     let log = identity::log(access);
     let known = identity::find(access, &job.job, job.name.as_deref()).await?;
     let name = known.identity.clone();
@@ -91,7 +91,7 @@ async fn gather(access: &Access, job: &JobName) -> Result<Facts> {
         return Err(anyhow!("{name} has no windows: its rows leave as they come"));
     };
     let input = known.record.guarded.get("input").cloned().unwrap_or_default();
-    let running = running(&state_root(access.path(), None), &name)?;
+    let running = at.running(access, &name)?;
     let event_time = known.plan.as_ref().and_then(|plan| plan.source().event_time);
     let bound_ms = event_time.map(|time| time.bound_ms()).or_else(|| known.duration_ms("out_of_order"));
     // What a run was told counts before the job's default.
