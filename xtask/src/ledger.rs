@@ -131,7 +131,7 @@ impl Ledger {
             let seconds = started.elapsed().as_secs();
             let (counts, failures) = match &done {
                 Ok(counts) => (counts.clone(), 0),
-                Err(_) => (String::new(), 1),
+                Err(error) => (reason(error), 1),
             };
             let counts = format!("{counts} seconds={seconds}").trim().to_owned();
             let row = Row {
@@ -210,6 +210,14 @@ fn rows(text: &str) -> Result<Vec<Row>> {
         Some(first) => ensure!(first == HEADER, "its first line is {first:?}, not {HEADER:?}"),
     }
     lines.map(|line| Row::parse(line).with_context(|| format!("not a row: {line:?}"))).collect()
+}
+
+/// Why a chunk failed, as one word of the counts that no reader of them takes for a number: `failed:the_last_cause`.
+fn reason(error: &anyhow::Error) -> String {
+    const MOST: usize = 120;
+    let said = format!("{error:#}");
+    let word = |c: char| if c.is_alphanumeric() || "-+.:/'".contains(c) { c } else { '_' };
+    format!("failed:{}", said.trim().chars().take(MOST).map(word).collect::<String>())
 }
 
 /// Where the last run of this kind ended.
@@ -434,6 +442,15 @@ mod tests {
         assert_eq!(next_seed(&rows, Kind::PowerXfs), 30);
         assert_eq!(next_seed(&rows, Kind::PowerExt4), 7);
         assert_eq!(next_seed(&rows, Kind::RandomJobs), 0);
+    }
+
+    #[test]
+    fn a_failed_row_says_why_and_is_still_a_row() {
+        let counts = reason(&anyhow::anyhow!("LOST, 5 lines=3\nand more {}", "x".repeat(500)));
+        assert!(counts.starts_with("failed:LOST__5_lines_3_and_more_x"), "{counts}");
+        let line = row("power-xfs", 0, 20, &format!("{counts} seconds=70"), 1);
+        assert_eq!(Row::parse(&line.to_string()), Some(line.clone()));
+        assert_eq!((line.count("seconds"), line.count("lines")), (70, 0));
     }
 
     #[test]

@@ -28,6 +28,8 @@ const DECODERS: [&[&str]; 2] = [
     &["-p", "tidemill-rpc", "--lib", "decode_tests::hostile"],
 ];
 const DECODER_CASES: &str = "100000";
+/// All of it is to take no longer on two cores that do nothing else. More is said, and no failure.
+const MINUTES: u64 = 15;
 
 /// `./x prove ...`
 #[derive(Debug, Args)]
@@ -71,6 +73,12 @@ impl Table {
         Ok(())
     }
 
+    /// Names of the banks that showed nothing.
+    fn skipped(&self) -> Vec<&str> {
+        let skipped = self.rows.iter().filter(|(_, said, _)| said.starts_with(SKIPPED));
+        skipped.map(|(name, ..)| name.as_str()).collect()
+    }
+
     fn text(&self) -> String {
         let wide = self.rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0);
         let mut text = String::new();
@@ -92,8 +100,17 @@ impl Prove {
         println!("\n{}", table.text());
         let seconds = started.elapsed().as_secs();
         let took = format!("{} min {:02} s", seconds / 60, seconds % 60);
+        let skipped = table.skipped();
         match &result {
+            Ok(()) if !skipped.is_empty() => {
+                println!("./x prove: the banks that ran held, in {took}; SKIPPED: {}", skipped.join(", "));
+            }
             Ok(()) if self.only.is_some() => println!("./x prove: the banks above held, in {took}"),
+            Ok(()) if seconds > MINUTES * 60 => {
+                println!(
+                    "./x prove: all banks held, in {took}, which is more than the {MINUTES} min it is to take"
+                );
+            }
             Ok(()) => println!("./x prove: all banks held, in {took}"),
             Err(_) => println!("./x prove: FAILED after {took}; the banks above held"),
         }
@@ -195,8 +212,10 @@ impl Prove {
 }
 
 /// Loud: a line that cannot be taken for a result.
+const SKIPPED: &str = "SKIPPED, NOTHING WAS SHOWN";
+
 fn skipped(why: &str) -> String {
-    format!("SKIPPED, NOTHING WAS SHOWN: {why}")
+    format!("{SKIPPED}: {why}")
 }
 
 fn cargo_command(args: &[&str]) -> Command {
@@ -238,6 +257,14 @@ fn passed_in(line: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_skip_is_named() {
+        let mut table = Table::default();
+        table.bank("cuts", || Ok(skipped("no loop devices"))).unwrap();
+        table.bank("kills", || Ok("7 kills".into())).unwrap();
+        assert_eq!(table.skipped(), ["cuts"]);
+    }
 
     #[test]
     fn passed_tests_are_counted() {

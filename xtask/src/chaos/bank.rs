@@ -17,9 +17,9 @@
 //!   Such ends are counted.
 //! * A kill counts as one that hit an open transaction only if the job had said a while ago that output goes into it, and
 //!   not yet that it is about to end. The files have the last word: their aborted transactions are counted, too.
-//! * When a kill comes is drawn, counted from the start of the cycle or from when the job runs, and nothing that was seen
+//! * When a kill comes is drawn, counted from the start of the cycle or from the job's first output, and nothing that was seen
 //!   later moves it. Only where fewer than half hit are some more added
-//!   that wait for an open transaction: at most as many as were asked for, and they are counted by themselves.
+//!   that wait for an open transaction: at most half as many as were asked for, and they are counted by themselves.
 //! * Lines are never produced twice: after a producer died the next one goes on with lines nobody was given.
 
 use std::collections::BTreeMap;
@@ -227,7 +227,7 @@ impl<'a> Supervisor<'a> {
             (self.watch.told)(&self.report);
         }
         // Where too many missed some are added, until enough of all have hit. A weaker guarantee has no transactions.
-        let most = if self.leg.guarantee.is_none() { self.leg.kills } else { 0 };
+        let most = if self.leg.guarantee.is_none() { self.leg.kills / 2 } else { 0 };
         while self.report.hits * 100 < self.report.kills * HITS_IN_HUNDRED && self.report.aimed.0 < most {
             let cycle = self.plan.retry();
             self.cycle(&cycle)
@@ -309,12 +309,12 @@ impl<'a> Supervisor<'a> {
         if other { wanted } else { Victim::Job }
     }
 
-    /// From when the drawn time of a blow counts: the start of the cycle, or when the job runs.
+    /// From when the drawn time of a blow counts: the start of the cycle, or the job's first output.
     fn counted_from(&mut self, cycle: &Cycle, began: Instant) -> Result<Instant> {
-        if !cycle.from_running {
+        if !cycle.from_output {
             return Ok(began);
         }
-        while began.elapsed() < PUT_OFF && self.job.as_ref().is_some_and(|job| !job.seen().runs()) {
+        while began.elapsed() < PUT_OFF && self.job.as_ref().is_some_and(|job| !job.seen().has_output) {
             self.tend()?;
             std::thread::sleep(LOOK_AGAIN);
         }
@@ -437,7 +437,10 @@ impl<'a> Supervisor<'a> {
             self.job.iter().for_each(Process::thaw);
             self.wait(Instant::now(), later)?;
         }
-        self.kill(victim, "stopped")
+        self.kill(victim, "stopped")?;
+        // A job whose owner was killed finds the next one.
+        self.job.iter().for_each(Process::thaw);
+        Ok(())
     }
 
     /// What may end while these are stopped: who lives now and needs the one of them that owns the directory.
@@ -500,7 +503,8 @@ impl<'a> Supervisor<'a> {
             let process = process.context("the process with the crash point was started")?;
             if process.ended()?.is_some() {
                 let killed = process.was_killed()?;
-                self.job.iter().for_each(Process::freeze);
+                // What a dead job handed over last may not have got anywhere.
+                self.job.iter().filter(|_| victim == Victim::Job).for_each(Process::freeze);
                 break killed;
             }
             let worked = began.elapsed() > CRASH_WITHIN && last.commits >= 2;

@@ -79,8 +79,8 @@ pub struct Cycle {
     pub orphaned: bool,
     /// The producer is killed beside the victim.
     pub producer_too: bool,
-    /// The time of the blow counts from when the job runs; otherwise from when the cycle starts what is dead.
-    pub from_running: bool,
+    /// The time of the blow counts from the job's first output; otherwise from when the cycle starts what is dead.
+    pub from_output: bool,
     /// The kill waits until output is in the transaction: it is one that makes up for others.
     pub aimed: bool,
 }
@@ -157,7 +157,7 @@ impl Plan {
             },
             orphaned: self.layout == Layout::Job && random.percent(20),
             producer_too: random.percent(30),
-            from_running: random.percent(75),
+            from_output: random.percent(75),
             aimed: false,
         };
         let other = self.layout == Layout::Serve || cycle.orphaned;

@@ -38,6 +38,8 @@ pub struct Seen {
     opened: Option<Instant>,
     /// Since when nothing gets any further: somebody on the way to the log is stopped, or this process is dead.
     frozen: Option<Instant>,
+    /// Whether it has handed any output over.
+    pub has_output: bool,
     /// Commits of this process.
     pub commits: u64,
     /// Leading lines that are durable.
@@ -225,11 +227,6 @@ fn read_status(from: impl Read, to: &(Mutex<Seen>, Condvar)) {
 }
 
 impl Seen {
-    /// Whether it is past its recovery.
-    pub fn runs(&self) -> bool {
-        matches!(self.phase.as_str(), "running" | "committing" | "closing")
-    }
-
     /// Whether output is in its open transaction: handed over, and for long enough to be in the log.
     pub fn in_transaction(&self) -> bool {
         self.in_transaction_at(Instant::now())
@@ -255,7 +252,10 @@ impl Seen {
     fn step_taken(&mut self, phase: Option<String>, step: String) {
         self.phase = phase.unwrap_or_else(|| std::mem::take(&mut self.phase));
         match step.as_str() {
-            "output" => drop(self.opened.get_or_insert_with(Instant::now)),
+            "output" => {
+                self.has_output = true;
+                self.opened.get_or_insert_with(Instant::now);
+            }
             // From here on the transaction may have ended.
             "end" | "outcome" | "released" | "running" | "recover" => self.opened = None,
             _ => {}
