@@ -26,7 +26,7 @@ use crate::verdict::Verdict;
 /// Longest random wait before a kill, in milliseconds: about as long as a commit interval and a half.
 const WAIT_MS_MAX: u64 = 300;
 /// So many kills more than were asked for, while they have left nothing to see.
-const MORE_KILLS: u32 = 20;
+const MORE_KILLS: u32 = 10;
 
 /// What is killed, and how often.
 #[derive(Clone, Copy, Debug)]

@@ -14,12 +14,16 @@
 //! scratch folder's path are masked on both sides before they are compared. A command that fails says so in the next
 //! line: `[exit 1]`, which the page must show as well, so that an error is never taken for an ordinary end.
 //!
+//! The first `streamctl run` of a page builds a crate: it must take less than a minute, and no C++ may be compiled.
+//!
 //! `--write` puts what was printed into the page, where it keeps no `...`; a reviewer reads the difference.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -46,7 +50,24 @@ impl Pages {
             let text = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
             let steps = steps(&text);
             ensure!(!steps.is_empty(), "{} has no console block with a command", page.display());
-            let printed = perform(&steps, &self.streamctl)?;
+            let before = compiled_cxx(&self.streamctl)?;
+            let (printed, took) = perform(&steps, &self.streamctl)?;
+            let compiled = compiled_cxx(&self.streamctl)?;
+            ensure!(
+                compiled.is_subset(&before),
+                "{} had C++ compiled, into {:?}: a user's crate is to be built with what is there",
+                page.display(),
+                compiled.difference(&before).collect::<Vec<_>>()
+            );
+            let first =
+                steps.iter().position(|step| step.command.starts_with("streamctl run ")).map(|at| took[at]);
+            ensure!(
+                first.is_none_or(|took| took < FIRST_RUN),
+                "{}: the first `streamctl run` took {:.1} s, and it is to take less than {} s",
+                page.display(),
+                first.unwrap_or_default().as_secs_f64(),
+                FIRST_RUN.as_secs()
+            );
             if self.write {
                 fs::write(page, written(&text, &printed))
                     .with_context(|| format!("cannot write {}", page.display()))?;
@@ -69,7 +90,10 @@ impl Pages {
                     happened.join("\n")
                 );
             }
-            said.push(format!("{}: {} commands, each as shown", page.display(), steps.len()));
+            let first =
+                first.map(|took| format!(", the first `streamctl run` in {:.1} s", took.as_secs_f64()));
+            let first = first.unwrap_or_default();
+            said.push(format!("{}: {} commands, each as shown{first}", page.display(), steps.len()));
         }
         Ok(said.join("; "))
     }
@@ -133,11 +157,24 @@ fn written(page: &str, printed: &[Vec<String>]) -> String {
     out
 }
 
-/// Between the outputs of two commands. No command prints it.
+/// Between the outputs of two commands, with the time behind it. No command prints it.
 const MARK: &str = "\u{1}step\u{1}";
+/// The first run of a user's crate builds it, on top of what is built already, in less than this.
+const FIRST_RUN: Duration = Duration::from_secs(60);
 
-/// Runs the commands in one bash and returns what each printed.
-fn perform(steps: &[Step], streamctl: &Path) -> Result<Vec<Vec<String>>> {
+/// The folders of compiled C++ in the target folder of this binary: another one means that it was compiled again.
+fn compiled_cxx(streamctl: &Path) -> Result<BTreeSet<PathBuf>> {
+    let build = streamctl.parent().context("the binary is in a folder")?.join("build");
+    let Ok(entries) = fs::read_dir(build) else { return Ok(BTreeSet::new()) };
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("librocksdb-sys-") && path.join("out").is_dir()
+    };
+    Ok(entries.flatten().map(|entry| entry.path()).filter(ours).collect())
+}
+
+/// Runs the commands in one bash and returns what each printed, and how long it took.
+fn perform(steps: &[Step], streamctl: &Path) -> Result<(Vec<Vec<String>>, Vec<Duration>)> {
     let streamctl =
         streamctl.canonicalize().with_context(|| format!("there is no {}", streamctl.display()))?;
     let bin = streamctl.parent().context("the binary is in a folder")?;
@@ -149,10 +186,11 @@ fn perform(steps: &[Step], streamctl: &Path) -> Result<Vec<Vec<String>>> {
     for step in steps {
         // A failure is part of what a reader sees. The sign of a background command is its shell's, and stays silent.
         script.push_str(&format!(
-            "printf '{MARK}\\n'\n{}\ncode=$?; [ $code = 0 ] || echo \"[exit $code]\"\n",
+            "printf '{MARK}%s\\n' \"$EPOCHREALTIME\"\n{}\ncode=$?; [ $code = 0 ] || echo \"[exit $code]\"\n",
             step.command
         ));
     }
+    script.push_str(&format!("printf '{MARK}%s\\n' \"$EPOCHREALTIME\"\n"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let paths = std::iter::once(bin.to_owned()).chain(std::env::split_paths(&path));
     let mut bash = Command::new("bash")
@@ -171,13 +209,14 @@ fn perform(steps: &[Step], streamctl: &Path) -> Result<Vec<Vec<String>>> {
     bash.stdin.take().context("its input is piped")?.write_all(script.as_bytes())?;
     let output = bash.wait_with_output().context("cannot wait for bash")?;
     let text = String::from_utf8_lossy(&output.stdout).replace(&*scratch.to_string_lossy(), "/home/you");
-    let printed: Vec<Vec<String>> = text
-        .split(&format!("{MARK}\n"))
-        .skip(1)
-        .map(|part| part.lines().map(str::to_owned).collect())
-        .collect();
+    let mut printed: Vec<Vec<String>> =
+        text.split(MARK).skip(1).map(|part| part.lines().map(str::to_owned).collect()).collect();
+    // Seconds, behind a point or, by locale, a comma.
+    let time = |part: &mut Vec<String>| part.remove(0).replace(',', ".").parse::<f64>().unwrap_or_default();
+    let times: Vec<f64> = printed.iter_mut().filter(|part| !part.is_empty()).map(time).collect();
+    let took = times.windows(2).map(|pair| Duration::from_secs_f64((pair[1] - pair[0]).max(0.0))).collect();
     ensure!(
-        printed.len() == steps.len(),
+        printed.len() == steps.len() + 1,
         "the page's shell ended after {} of {} commands ({}); its folder is {}:\n{text}",
         printed.len(),
         steps.len(),
@@ -185,7 +224,8 @@ fn perform(steps: &[Step], streamctl: &Path) -> Result<Vec<Vec<String>>> {
         scratch.display()
     );
     fs::remove_dir_all(&scratch)?;
-    Ok(printed)
+    printed.pop();
+    Ok((printed, took))
 }
 
 /// Lines with what differs from run to run taken out: times, process ids, bash's word about a killed child.
@@ -266,6 +306,18 @@ mod tests {
     }
 
     #[test]
+    fn compiled_cxx_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let binary = dir.path().join("streamctl");
+        assert!(compiled_cxx(&binary).unwrap().is_empty());
+        for name in ["librocksdb-sys-1/out", "librocksdb-sys-2", "other-3/out"] {
+            fs::create_dir_all(dir.path().join("build").join(name)).unwrap();
+        }
+        let found = compiled_cxx(&binary).unwrap();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [dir.path().join("build/librocksdb-sys-1")]);
+    }
+
+    #[test]
     fn elisions_stand_for_any_lines() {
         assert!(matches(&lines("...\nend"), &lines("end")));
         assert!(matches(&lines("a\n...\nend"), &lines("a\nb\nend\nc\nend")));
@@ -299,10 +351,20 @@ mod tests {
         fs::create_dir_all(binary.parent().unwrap()).unwrap();
         fs::write(&binary, "").unwrap();
         let step = |command: &str| Step { command: command.into(), shown: Vec::new(), varies: false };
-        let steps =
-            [step("x=1; mkdir d; cd d"), step("echo $x; pwd; echo err >&2"), step("cat"), step("(exit 3)")];
-        let printed = perform(&steps, &binary).unwrap();
-        assert_eq!(printed, [lines(""), lines("1\n/home/you/d\nerr"), lines(""), lines("[exit 3]")]);
+        let steps = [
+            step("x=1; mkdir d; cd d"),
+            step("echo $x; pwd; echo err >&2"),
+            step("cat"),
+            step("(exit 3)"),
+            step("sleep 0.2"),
+        ];
+        let (printed, took) = perform(&steps, &binary).unwrap();
+        assert_eq!(took.len(), steps.len());
+        assert_eq!(
+            printed,
+            [lines(""), lines("1\n/home/you/d\nerr"), lines(""), lines("[exit 3]"), lines("")]
+        );
+        assert!(took[4] >= Duration::from_millis(150), "{took:?}");
         let error = perform(&[step("exit 1"), step("echo")], &binary).unwrap_err();
         assert!(error.to_string().contains("after 1 of 2 commands"), "{error}");
     }

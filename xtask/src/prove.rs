@@ -28,6 +28,10 @@ const DECODERS: [&[&str]; 2] = [
     &["-p", "tidemill-rpc", "--lib", "decode_tests::hostile"],
 ];
 const DECODER_CASES: &str = "100000";
+/// Case studies with the arguments of their default run, but for the port, which may be taken; the longest one may take.
+const CASE_STUDIES: [(&str, &[&str]); 3] =
+    [("ip-count", &["--port", "0"]), ("ip-count-exactly-once", &[]), ("life-of-a-message", &[])];
+const CASE_STUDY: Duration = Duration::from_secs(20);
 /// All of it is to take no longer on two cores that do nothing else. More is said, and no failure.
 const MINUTES: u64 = 15;
 
@@ -147,6 +151,7 @@ impl Prove {
             let pages = vec![PathBuf::from("docs/first-job.md")];
             Pages { streamctl: self.streamctl.clone(), write: false, pages }.run()
         })?;
+        table.bank("case studies", || self.case_studies())?;
         table.bank("the demo", || {
             Demo::with_defaults(self.streamctl.clone()).run()?;
             Ok("two kills, every window exact".into())
@@ -202,6 +207,28 @@ impl Prove {
             "{} kills, {} of them within an open transaction: 0 lost, 0 duplicated",
             report.kills, report.hits
         ))
+    }
+
+    /// Each as its reader runs it, and in the time its reader has.
+    fn case_studies(&self) -> Result<String> {
+        cargo(&["build", "--quiet", "--release", "-p", "tidemill-examples", "--bins"])?;
+        let mut said = Vec::new();
+        for (name, args) in CASE_STUDIES {
+            let started = Instant::now();
+            let output = Command::new(self.streamctl.with_file_name(name)).args(args).output();
+            let output = output.with_context(|| format!("cannot start {name}"))?;
+            let took = started.elapsed();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{name} ended with {}: {stderr}", output.status);
+            ensure!(
+                took <= CASE_STUDY,
+                "{name} took {:.1} s, and is to take {:?}",
+                took.as_secs_f64(),
+                CASE_STUDY
+            );
+            said.push(format!("{name} {:.1} s", took.as_secs_f64()));
+        }
+        Ok(said.join(", "))
     }
 
     /// The weaker guarantees under the same kills must be found out.
