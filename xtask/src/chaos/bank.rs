@@ -24,6 +24,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -805,7 +806,8 @@ fn fell(process: &mut Process, asked: bool, excuses: &[Excuse]) -> Result<Fell> 
         return Ok(Fell::Killed);
     }
     let Some(status) = process.ended()? else { bail!("{} was not killed", process.name()) };
-    if asked && status.success() {
+    // Asked before it listens to that, it ends as any process does.
+    if asked && (status.success() || status.signal() == Some(Signal::TERM.as_raw())) {
         return Ok(Fell::Ended);
     }
     let said = process.said();
@@ -939,6 +941,9 @@ mod tests {
         let mut done = ended("exit 0");
         assert_eq!(fell(&mut done, true, &[]).unwrap(), Fell::Ended);
         assert!(fell(&mut done, false, &[]).is_err(), "nobody asked it to end");
+        let mut young = ended("kill -TERM $$");
+        assert_eq!(fell(&mut young, true, &[]).unwrap(), Fell::Ended, "asked before it listened");
+        assert!(fell(&mut young, false, &[]).is_err());
         let mut stranger = ended("kill -9 $$");
         assert!(alive(&mut stranger, &[]).is_err(), "killed by nobody of ours");
     }
