@@ -301,7 +301,7 @@ pub struct Frame {
 /// The read buffer: bytes in, frames out.
 ///
 /// Space is reserved for what has arrived, not for what was declared: at most four times the bytes of
-/// the frame under way, or one chunk. A frame that grows is moved at most once per quadrupling; its
+/// the frame under way, or one chunk. A frame that grows is moved at most once per doubling; its
 /// parts are then cut out without a copy.
 #[derive(Debug)]
 pub struct Reader {
@@ -340,7 +340,10 @@ impl Reader {
             Ok(Some(header)) => header.total().saturating_sub(have).min(have * 3),
             _ => 0,
         };
-        if self.buffer.capacity() - have < need.max(CHUNK_MIN / 4) {
+        let room = self.buffer.capacity() - have;
+        // `reserve` at least doubles: asked for a little more than there is, it would take eight times what came.
+        let doubles = have + need >= 2 * self.buffer.capacity();
+        if room < CHUNK_MIN / 4 || (room < need && doubles) {
             self.buffer.reserve(need.max(self.chunk));
         }
         &mut self.buffer
