@@ -293,6 +293,8 @@ struct Flaky {
     log: MemoryLog,
     /// Calls of `input` that still fail.
     failing: AtomicU32,
+    /// Starts that find no log.
+    away: AtomicU32,
     /// Reads from changelogs that still give nothing.
     silent: AtomicU32,
     fenced: AtomicBool,
@@ -301,7 +303,7 @@ struct Flaky {
 impl Flaky {
     fn new(log: &MemoryLog, failing: u32, silent: u32) -> Self {
         let (failing, silent) = (failing.into(), silent.into());
-        Self { log: log.clone(), failing, silent, fenced: AtomicBool::new(false) }
+        Self { log: log.clone(), failing, silent, away: 0.into(), fenced: AtomicBool::new(false) }
     }
 }
 
@@ -334,6 +336,9 @@ impl Log for Flaky {
         Ok(fetched)
     }
     fn input(&self, topic: &TopicId, partitions: &[(u32, Position)]) -> Result<Box<dyn Input>, LogError> {
+        if one_less(&self.away) {
+            return Err(lost());
+        }
         let fails = one_less(&self.failing);
         let input = self.log.input(topic, partitions)?;
         Ok(Box::new(FlakyInput { input, polls: if fails { 2 } else { u32::MAX } }))
@@ -378,6 +383,25 @@ fn a_lost_log_is_returned_to_and_a_dead_one_is_given_up() {
     flaky.fenced.store(true, Ordering::SeqCst);
     let error = go(&flaky, &Arc::default(), &config(2, Mode::UntilEnd), &Monitor::new()).unwrap_err();
     assert_eq!(error.to_string(), "fenced: another process now runs as `counts`");
+}
+
+/// Ctrl-C while the log's owner leaves: the run has its commit all the same, from whoever owns the log next.
+#[test]
+fn a_stop_waits_for_a_log_that_is_away() {
+    let log = MemoryLog::default();
+    fill(&log, &lines(2, 1_000, 30, 8));
+    let flaky = Flaky { away: 2.into(), ..Flaky::new(&log, 0, 0) };
+    let monitor = Monitor::new();
+    monitor.stop();
+    let report = go(&flaky, &Arc::default(), &config(2, Mode::Unbounded), &monitor).unwrap();
+    assert_eq!((report.restarts, report.stopped), (2, true));
+    // Asked twice it waits for nobody.
+    let flaky = Flaky { away: 9.into(), ..Flaky::new(&log, 0, 0) };
+    let monitor = Monitor::new();
+    monitor.stop();
+    monitor.stop();
+    let error = go(&flaky, &Arc::default(), &config(2, Mode::Unbounded), &monitor).unwrap_err();
+    assert_eq!((error.to_string(), flaky.away.into_inner()), (RunError::Log(lost()).to_string(), 8));
 }
 
 /// A start that takes a read without records for the end of a changelog counts on with a part of its state.

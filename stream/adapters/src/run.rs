@@ -138,7 +138,8 @@ impl JobRunError {
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
             let text = error.to_string();
-            if all.last() != Some(&text) {
+            // Some say their cause themselves.
+            if !all.last().is_some_and(|said| said.ends_with(&text)) {
                 all.push(text);
             }
             cause = error.source();

@@ -106,7 +106,8 @@ impl RunError {
         let mut cause = self.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            if all.last() != Some(&text) {
+            // Some say their cause themselves.
+            if !all.last().is_some_and(|said| said.ends_with(&text)) {
                 all.push(text);
             }
             cause = error.source();

@@ -156,8 +156,8 @@ pub fn run(
                 _ => return Err(error),
             },
         };
-        if monitor.asked() != Stop::No {
-            // Nobody waits for another try.
+        // A stop after a commit gets one: who asked for it may ask again, and then nobody waits for another try.
+        if monitor.asked() == Stop::AtOnce {
             return Err(error);
         }
         failures = if after.commits > commits { 1 } else { failures + 1 };

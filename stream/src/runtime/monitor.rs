@@ -176,11 +176,11 @@ impl Monitor {
         });
     }
 
-    /// Waits a while between two starts, or until a stop is asked for.
+    /// Waits a while between two starts, or until a stop at once is asked for.
     pub(super) fn pause(&self, wait: Duration) {
         let deadline = std::time::Instant::now() + wait;
         let mut state = self.0.state.lock();
-        while self.asked() == Stop::No && !self.0.changed.wait_until(&mut state, deadline).timed_out() {}
+        while self.asked() != Stop::AtOnce && !self.0.changed.wait_until(&mut state, deadline).timed_out() {}
     }
 }
 
