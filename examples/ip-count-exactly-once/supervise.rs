@@ -1,7 +1,7 @@
 //! The supervisor: producer and job run, and are killed, until there is something to show.
 //!
 //! ```text
-//!   start both ─▶ wait until the victim has done something ─▶ (a random while) ─▶ SIGKILL ─▶ start it again
+//!   start them ─▶ wait until the victim has done something ─▶ (a random while) ─▶ SIGKILL ─▶ start it again
 //!        ▲                                                                                  │
 //!        └────────────────────────────── not enough kills yet ◀─────────────────────────────┘
 //!   then: the producer fills its window and ends, the job is killed once more and run to the end, and the sink is read
@@ -55,7 +55,10 @@ pub(crate) fn run(data: &Path, plan: Plan) -> Result<Outcome> {
     let to_end = Role::new("job", data, &["--guarantee", guarantee, "--until-end"])?;
 
     let mut rng = ChaCha8Rng::seed_from_u64(plan.seed);
-    let mut running = (producer.start()?, job.start()?);
+    let writing = producer.start()?;
+    // The topic is the producer's to make.
+    writing.says("written")?;
+    let mut running = (writing, job.start()?);
     let mut kills = 0;
     while kills < plan.kills
         || plan.kills > 0 && kills < plan.kills + MORE_KILLS && !shows(data, plan.guarantee)?

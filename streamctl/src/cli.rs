@@ -31,7 +31,6 @@ pub const DEFAULT_DATA: &str = "./tidemill-data";
 #[command(
     version,
     name = "streamctl",
-    max_term_width = 100,
     after_help = "\
 Examples:
   streamctl gen access-log --lines 100000 --seed 1 --file access.log

@@ -80,7 +80,11 @@ fn a_run_that_differs_from_its_identity_is_refused() {
     world.ok(&["run", "ip-count", "--until-end"]);
     for set in ["window=10s", "out_of_order=1s", "output=elsewhere"] {
         let value = set.split_once('=').unwrap().1;
-        world.fails(&["run", "ip-count", "--until-end", "--set", set], 1, &[value, "--name"]);
+        world.fails(
+            &["run", "ip-count", "--until-end", "--set", set],
+            2,
+            &[value, "--name", "streamctl reset"],
+        );
     }
     world.ok(&[
         "run",
