@@ -12,7 +12,7 @@
 //! Rules of the supervisor:
 //!
 //! * A process that ends by itself, unless at its crash point, is a failure of the bank. There are two excuses
-//!   ([`Excuse`]): it lived when the owner it needs was stopped for longer than it waits, and says of that owner that it
+//!   (`Excuse`): it lived when the owner it needs was stopped for longer than it waits, and says of that owner that it
 //!   is silent; or it had just been started when the owner that is served was killed, and says that nobody listens.
 //!   Such ends are counted.
 //! * A kill counts as one that hit an open transaction only if the job had said a while ago that output goes into it, and
