@@ -122,7 +122,10 @@ pub(crate) struct JournalState {
     pub rounds: VecDeque<(End, u64)>,
     /// The journal is synced through this LSN.
     pub synced: u64,
+    /// A seal is the last round, written or about to be.
     pub sealed: bool,
+    /// The last round that was synced is a seal.
+    pub seal_synced: bool,
     /// What the queue leaves: free files, and bytes in the last file it reaches.
     room_files: usize,
     room_bytes: u64,
@@ -155,6 +158,7 @@ impl JournalState {
             rounds: VecDeque::from([(end, n)]),
             synced: end.lsn,
             sealed: true,
+            seal_synced: true,
             room_files: 0,
             room_bytes: 0,
             grown_out: false,

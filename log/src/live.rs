@@ -58,6 +58,8 @@ pub struct Status {
     pub released: u64,
     /// Syncs of the journal and the slots since open.
     pub syncs: u64,
+    /// A durable seal follows the last entry: rot there is told from a tail. It comes once the log is idle.
+    pub sealed: bool,
     /// Why the directory is read-only.
     pub damage: Option<Corruption>,
     /// Why the log stopped.
@@ -247,6 +249,7 @@ impl Log {
             sequenced: core.seq.n,
             released: core.released_n,
             syncs: shared.syncs.load(Ordering::Relaxed),
+            sealed: core.journal.sealed && core.journal.seal_synced && core.queue.is_empty(),
             damage: shared.damage.clone(),
             stopped: core.stopped.clone(),
         }

@@ -152,6 +152,7 @@ impl Writer {
         shared.config.probe.at(Moment::Synced);
         let mut core = shared.core.lock();
         core.journal.synced = end.lsn;
+        core.journal.seal_synced = core.journal.sealed;
         core.synced_n = n;
         let before = core.released_n;
         let tickets = core.release(shared);
