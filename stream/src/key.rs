@@ -45,6 +45,11 @@ pub struct NotAKey {
 )]
 pub trait Key: Clone + Eq + Hash + Send + 'static {
     /// Appends the key's bytes. Equal keys have equal bytes, different ones different bytes: they are on disk.
+    ///
+    /// # Panics
+    ///
+    /// May panic for a value that cannot be a key: its record is tried again by itself, and goes to the dead letters if
+    /// it still panics; in a job without dead letters the run stops and names it.
     fn encode(&self, to: &mut Vec<u8>);
 
     /// Reads back what [`Self::encode`] wrote.

@@ -227,7 +227,9 @@ fn until_a_commit(
 fn a_run_that_starts_again_tells_what_is_committed() {
     let (log, state) = (MemoryLog::default(), Arc::<MemoryState>::default());
     fill(&log, &[vec!["10 a".to_owned(), "70 a".to_owned()], vec!["20 b".to_owned()]]);
-    go(&log, &state, &config(2, Mode::UntilEnd), &Monitor::new()).unwrap();
+    let first = Monitor::new();
+    go(&log, &state, &config(2, Mode::UntilEnd), &first).unwrap();
+    assert!(first.progress().began.is_empty(), "nothing was committed before: {:?}", first.progress());
     // There is nothing new to commit.
     let (monitor, config) = (Monitor::new(), config(2, Mode::Unbounded));
     let told = std::thread::scope(|scope| {
@@ -239,6 +241,7 @@ fn a_run_that_starts_again_tells_what_is_committed() {
         assert!(runs, "it does not run after 20 s: {told:?}");
         told
     });
+    assert_eq!(told.began, told.committed);
     assert_eq!(told.committed.into_iter().collect::<Vec<_>>(), [(0, 2), (1, 1)]);
 }
 

@@ -1,5 +1,6 @@
 //! `streamctl run`: runs a job until its end, or until Ctrl-C and one more commit.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
@@ -143,12 +144,13 @@ fn watch(monitor: &Monitor, lines: bool, name: &str) -> Result<()> {
                     "event": "started",
                     "recovery_ms": u64::try_from(now.recovery.as_millis()).unwrap_or(u64::MAX),
                     "replayed": now.replayed,
-                    "committed_records": committed(&now),
+                    // Of the start itself: by now a first commit may have come.
+                    "committed_records": sum(&now.began),
                 }))?;
             }
             if before.is_none_or(|before| before.commits != now.commits) && now.commits > 0 {
                 status_line(&json!({
-                    "event": "committed", "commits": now.commits, "committed_records": committed(&now),
+                    "event": "committed", "commits": now.commits, "committed_records": sum(&now.committed),
                 }))?;
             }
             if before.map_or(0, |before| before.open_rows) != now.open_rows {
@@ -169,9 +171,9 @@ fn watch(monitor: &Monitor, lines: bool, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Input offsets that are committed, over all partitions.
-fn committed(progress: &Progress) -> i64 {
-    progress.committed.values().sum()
+/// Offsets, over all partitions.
+fn sum(offsets: &BTreeMap<u32, i64>) -> i64 {
+    offsets.values().sum()
 }
 
 fn status_line(line: &serde_json::Value) -> Result<()> {

@@ -813,10 +813,10 @@ impl Coordinator {
         self.actions.push_back(Action::Write(batch));
     }
 
-    /// Writes once the epoch is committed whose cells a task is short of memory for; it reads nothing until then.
+    /// Writes what is committed while a task is short of memory; it reads nothing until its epoch is written. An earlier
+    /// epoch does not wait for that one, which may be empty and then is never committed.
     fn write_if_pressed(&mut self) {
-        let committed = self.unwritten.last().map_or(0, |epoch| epoch.epoch);
-        if self.write_through.is_some_and(|through| committed >= through) {
+        if self.write_through.is_some() {
             self.write();
         }
     }

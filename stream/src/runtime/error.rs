@@ -25,7 +25,7 @@ pub enum RunError {
         /// Why.
         source: StepError,
     },
-    /// Something panicked that is no record's and no group's: the engine, or the encoding of a key. Has a few tries.
+    /// Something panicked that is no record's and no group's, the engine itself. Has a few tries.
     #[error("{task} panicked in {step}: {message}")]
     Panicked {
         /// Which thread.

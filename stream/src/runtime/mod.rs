@@ -250,7 +250,10 @@ fn one_start(
     }
     monitor.update(|p| {
         (p.replayed, p.rebuilt, p.recovery) = (start.replayed, start.rebuilt, recovery);
-        p.committed = start.partitions.iter().map(|at| (at.partition, at.position.offset)).collect();
+        // As the coordinator: without a watermark it was never committed, and its offset is the log's start.
+        let committed = start.partitions.iter().filter(|at| at.watermark.is_some());
+        p.began = committed.map(|at| (at.partition, at.position.offset)).collect();
+        p.committed.clone_from(&p.began);
         (p.running, p.phase) = (true, "running");
     });
     monitor.probe().at(Moment::Running);

@@ -17,8 +17,10 @@ pub struct Progress {
     pub counters: Counters,
     /// Input records whose epoch is committed, since the run began.
     pub rows_committed: u64,
-    /// Next offset committed, by input partition; before this run's first commit, where it began to read.
+    /// Next offset committed, by input partition; a partition of which nothing was ever committed is not in it.
     pub committed: BTreeMap<u32, i64>,
+    /// The same when the current start began, before it read anything.
+    pub began: BTreeMap<u32, i64>,
     /// Output records in the open transaction, handed to the log.
     pub open_rows: u64,
     /// Output records committed.

@@ -236,6 +236,15 @@ fn scripts() -> String {
     s.event("written", Event::Written { epoch: 2 });
     s.event("commit", Event::Commit).snapshots(3, 7, Some(20), MIN, 6).committed();
     add(&mut s);
+
+    let mut s = Script::new(
+        "Pressure while a barrier is on its way waits for no later epoch, which may be empty.",
+        Mode::Unbounded,
+    );
+    s.coordinator.policy = CommitPolicy::default();
+    s.event("commit", Event::Commit).event("pressure", Event::Pressure);
+    s.snapshots(1, 5, Some(20), MIN, 4).committed().snapshots(2, 5, None, MIN, 4);
+    add(&mut s);
     all.join("\n")
 }
 
