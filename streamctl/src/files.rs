@@ -25,8 +25,9 @@ pub fn remedy(said: &str) -> Option<String> {
         let limit = getrlimit(Resource::Nofile).current;
         let limit = limit.map_or_else(|| "no number of".to_owned(), |limit| limit.to_string());
         return Some(format!(
-            "a process may have {limit} files open here (`ulimit -n`). Nothing that was acknowledged is lost: raise the \
-             limit, such as `ulimit -n 65536`, and run the command again"
+            "the process that met this, this one or the one that serves the log, may have no more files open (`ulimit -n`; \
+             this one may have {limit}). Nothing that was acknowledged is lost: raise its limit, such as \
+             `ulimit -n 65536`, and start it again"
         ));
     }
     of(rustix::io::Errno::NFILE).then(|| {

@@ -99,6 +99,8 @@ fn a_job_whose_state_is_elsewhere_is_seen_and_found() {
     let why = world.ok(&["explain", "why-not-fired", "ip-count"]).stdout;
     assert!(why.contains("does not run here") && !why.contains(&here), "{why}");
     assert!(elsewhere.join("ip-count").is_dir());
+    // A start that is refused, with its state at the default place, takes nothing from where the state is.
+    world.fails(&["run", "ip-count", "--set", "window=1m"], 2, &["streamctl reset ip-count"]);
     let reset = world.ok(&["reset", "ip-count", "--yes"]).stderr;
     assert!(reset.contains(&format!("its state in {at}/ip-count")), "{reset}");
     assert!(!elsewhere.join("ip-count").exists());

@@ -9,6 +9,7 @@
 //!
 //! So whoever looks at the data directory finds the run and, in what it wrote, the root it keeps its state in
 //! ([`state_of`]). That stays when the run is over: a later command finds the state of a job that stopped or was killed.
+//! A start that is refused leaves it as it was: what it names is the state of the last run that ran.
 //!
 //! No identity has a `~` in it, so the name is never another job's folder. The lock is the truth: a process that is
 //! killed loses it. What is written is for people and may be a second old; nothing that must be right rests on it, so
@@ -85,6 +86,8 @@ pub struct RunLock {
     elsewhere: Vec<File>,
     /// The state root, where that is elsewhere.
     state: Option<PathBuf>,
+    /// What the run before said of its own; `None` if none said anything.
+    before: Option<Option<PathBuf>>,
 }
 
 fn path(home: &Path, identity: &Identity) -> PathBuf {
@@ -154,7 +157,8 @@ impl RunLock {
             let (a, b) = (a.metadata()?, b.metadata()?);
             Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
         };
-        let mut taken = Self { file, elsewhere: Vec::new(), state: None };
+        let before = read(&file).map(|last| last.state);
+        let mut taken = Self { file, elsewhere: Vec::new(), state: None, before };
         for root in state_roots {
             let other = make(root, identity)?;
             // However the folders were spelled: a second lock of the same file would wait for the first one.
@@ -171,25 +175,28 @@ impl RunLock {
         Ok(Ok(taken))
     }
 
-    /// Writes that the run starts, over what the one before wrote.
+    /// Writes that the run starts, over what the one before wrote, but for where that one has its state.
     pub(crate) fn begin(&self, idle_after_ms: Option<i64>) {
-        self.write_if_new(&Monitor::new(), idle_after_ms, &mut Vec::new());
+        self.write_if_new(&Monitor::new().progress(), false, idle_after_ms, &mut Vec::new());
     }
 
     /// Writes what the run is at until the other end of `ended` is dropped.
     pub(crate) fn tell(&self, monitor: &Monitor, idle_after_ms: Option<i64>, ended: &Receiver<()>) {
-        let mut last = Vec::new();
+        let (mut last, mut ran) = (Vec::new(), false);
         loop {
-            self.write_if_new(monitor, idle_after_ms, &mut last);
+            let progress = monitor.progress();
+            ran |= progress.running;
+            self.write_if_new(&progress, ran, idle_after_ms, &mut last);
             if ended.recv_timeout(PACE) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
         }
     }
 
-    /// A run that stands still is written once.
-    fn write_if_new(&self, monitor: &Monitor, idle_after_ms: Option<i64>, last: &mut Vec<u8>) {
-        let now = Running::now(&monitor.progress(), idle_after_ms, self.state.clone());
+    /// A run that stands still is written once. Its state is named from when it ran: a start may still be refused.
+    fn write_if_new(&self, progress: &Progress, ran: bool, idle_after_ms: Option<i64>, last: &mut Vec<u8>) {
+        let state = self.before.as_ref().filter(|_| !ran).unwrap_or(&self.state);
+        let now = Running::now(progress, idle_after_ms, state.clone());
         let mut text = serde_json::to_vec(&Running { at_ms: 0, ..now.clone() }).unwrap_or_default();
         if text == *last {
             return;
@@ -293,6 +300,8 @@ mod tests {
         // The same folder under another name is no second lock.
         let lock = RunLock::take(&at("home"), &at("x/../home"), &identity).unwrap().unwrap();
         lock.begin(None);
+        assert_eq!(state_of(&at("home"), &identity).unwrap(), at("x"), "this start may still be refused");
+        lock.write_if_new(&Progress::default(), true, None, &mut Vec::new());
         assert_eq!(state_of(&at("home"), &identity).unwrap(), at("home"));
     }
 }

@@ -26,10 +26,10 @@ pub async fn run(
     let spec = jobs::find(&job.job)?;
     let sets: Vec<String> = set.iter().map(|set| format!("{}={}", set.key, set.value)).collect();
     // Wrong arguments are told before anything is opened.
-    let mut built = spec.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
+    let asked = spec.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
     let identity = identity::identity(&job.job, job.name.as_deref())?;
     let committed = committed(target, &identity).await.filter(|record| record.job == spec.name);
-    let mut fixed = None;
+    let (mut built, mut fixed) = (asked.clone(), None);
     if let Some(record) = &committed {
         let said = |name: &str| set.iter().any(|set| set.key == name);
         let mut all: Vec<String> =
@@ -43,14 +43,18 @@ pub async fn run(
         fixed = Some(record.guarded.get("guarantee").and_then(|name| name.parse().ok()).unwrap_or_default());
     }
     let JobPlan { plan, .. } = built;
-    let guarantee = guarantee.or(fixed).unwrap_or(plan.guarantee());
-    let plan = plan.with_guarantee(guarantee);
+    let shown = guarantee.or(fixed).unwrap_or(plan.guarantee());
+    let plan = plan.with_guarantee(shown);
     let record = plan.record(Layout::SHARDS);
     for (what, is) in lines(&plan, &identity, &record) {
         stdout::line(format_args!("{}", format!("{what:12}  {is}").trim_end()))?;
     }
-    if let Some(Err(mismatch)) = committed.map(|committed| record.check(&identity, &committed)) {
-        crate::note(format_args!("a run of this plan is refused: {mismatch}"));
+    // What is shown has what was committed; a run has its own arguments and the code's defaults.
+    let asked = asked.plan;
+    let guarantee = guarantee.unwrap_or(asked.guarantee());
+    let asked = asked.with_guarantee(guarantee).record(Layout::SHARDS);
+    if let Some(Err(mismatch)) = committed.map(|committed| asked.check(&identity, &committed)) {
+        crate::note(format_args!("a run with these arguments is refused: {mismatch}"));
     }
     Ok(())
 }
