@@ -11,3 +11,4 @@ pub mod power;
 pub mod prove;
 pub mod recount;
 pub mod streamctl;
+pub mod within;

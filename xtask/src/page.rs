@@ -20,13 +20,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+
+use crate::within;
 
 /// `xtask page ...`
 #[derive(Debug, Args)]
@@ -161,6 +162,8 @@ fn written(page: &str, printed: &[Vec<String>]) -> String {
 const MARK: &str = "\u{1}step\u{1}";
 /// The first run of a user's crate builds it, on top of what is built already, in less than this.
 const FIRST_RUN: Duration = Duration::from_secs(60);
+/// A page whose commands are not done after this waits for something that does not come.
+const PAGE: Duration = Duration::from_secs(600);
 
 /// The folders of compiled C++ in the target folder of this binary: another one means that it was compiled again.
 fn compiled_cxx(streamctl: &Path) -> Result<BTreeSet<PathBuf>> {
@@ -193,9 +196,9 @@ fn perform(steps: &[Step], streamctl: &Path) -> Result<(Vec<Vec<String>>, Vec<Du
     script.push_str(&format!("printf '{MARK}%s\\n' \"$EPOCHREALTIME\"\n"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let paths = std::iter::once(bin.to_owned()).chain(std::env::split_paths(&path));
-    let mut bash = Command::new("bash")
-        // The script comes through standard input, so that commands find it at its end; both outputs are one.
-        .args(["-c", "exec 2>&1; script=$(cat); exec </dev/null; eval \"$script\""])
+    let mut bash = Command::new("bash");
+    // The script comes through standard input, so that commands find it at its end; both outputs are one.
+    bash.args(["-c", "exec 2>&1; script=$(cat); exec </dev/null; eval \"$script\""])
         .current_dir(&scratch)
         .env("PATH", std::env::join_paths(paths)?)
         .env("CARGO_NET_OFFLINE", "true")
@@ -203,11 +206,8 @@ fn perform(steps: &[Step], streamctl: &Path) -> Result<(Vec<Vec<String>>, Vec<Du
         .env("CARGO_TERM_COLOR", "never")
         .env_remove("TIDEMILL_DATA")
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start bash")?;
-    bash.stdin.take().context("its input is piped")?.write_all(script.as_bytes())?;
-    let output = bash.wait_with_output().context("cannot wait for bash")?;
+        .stdout(Stdio::piped());
+    let output = within::output(&mut bash, script.as_bytes(), PAGE)?;
     let text = String::from_utf8_lossy(&output.stdout).replace(&*scratch.to_string_lossy(), "/home/you");
     let mut printed: Vec<Vec<String>> =
         text.split(MARK).skip(1).map(|part| part.lines().map(str::to_owned).collect()).collect();

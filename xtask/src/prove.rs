@@ -14,6 +14,7 @@ use crate::demo::Demo;
 use crate::full_disk;
 use crate::page::Pages;
 use crate::power::{FileSystem, Outcome, Power};
+use crate::within;
 
 /// Crates with a bank of seeded faults: rules that a test breaks to see that it notices. Their sweeps are whole here
 /// (every case of the log's, 10,000 random jobs of the engine's), where `./x test` takes samples.
@@ -215,8 +216,10 @@ impl Prove {
         let mut said = Vec::new();
         for (name, args) in CASE_STUDIES {
             let started = Instant::now();
-            let output = Command::new(self.streamctl.with_file_name(name)).args(args).output();
-            let output = output.with_context(|| format!("cannot start {name}"))?;
+            let mut study = Command::new(self.streamctl.with_file_name(name));
+            study.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            // One that is too slow by less says how slow it is.
+            let output = within::output(&mut study, b"", 3 * CASE_STUDY)?;
             let took = started.elapsed();
             let stderr = String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.success(), "{name} ended with {}: {stderr}", output.status);
