@@ -212,7 +212,7 @@ fn a_process_without_file_descriptors_says_so_and_loses_nothing() {
         let said = stderr.join("\n");
         assert_eq!(status.code(), Some(1), "{limit} {command}: {stdout:?} {said}");
         let limited =
-            said.contains(&format!("may have {limit} files open")) && said.contains("`ulimit -n 65536`");
+            said.contains(&format!("this one may have {limit})")) && said.contains("`ulimit -n 65536`");
         assert!(limited, "{limit} {command}: {said}");
     }
     world.ok(&["run", "ip-count", "--until-end"]);

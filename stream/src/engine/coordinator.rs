@@ -109,7 +109,8 @@ const UNWRITTEN_EPOCHS_MAX: usize = 1_024;
 /// When commits and store writes are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitPolicy {
-    /// Milliseconds between commits; stretched, up to tenfold, so that alignment takes at most a tenth of the time.
+    /// Milliseconds between commits; stretched, up to tenfold, so that alignment takes at most a tenth of the time. The
+    /// first one follows the first output.
     pub interval: i64,
     /// Unwritten committed bytes at which the store is written; half of `flush_records_max` does it too. The later it
     /// is written, the more windows closed meanwhile, and the more cells changed again: neither is written at all.
@@ -546,7 +547,10 @@ impl Coordinator {
         // intervals: under load most of an alignment is a barrier's way through full queues, in which nobody waits.
         let stretched = self.align_took.saturating_mul(10).min(self.policy.interval.saturating_mul(10));
         let interval = self.policy.interval.max(stretched);
-        if self.pressed || self.last() != Last::No || since >= interval.unsigned_abs() {
+        // The first commit of a start follows its first output. Who reads that has waited for the whole recovery, and the
+        // input that piled up meanwhile is only beginning to fill the queues that the barrier has to pass.
+        let first = self.epoch == 1 && self.open_rows > 0;
+        if first || self.pressed || self.last() != Last::No || since >= interval.unsigned_abs() {
             self.barrier(now);
         }
         if self.write_is_due() {

@@ -154,20 +154,20 @@ fn scripts() -> String {
         "Output enters the open transaction as it arises; the next epoch's is held while this one ends.",
         Mode::Unbounded,
     );
-    s.later(0)
-        .output(1)
-        .later(199)
-        .later(1)
-        .output(1)
-        .output(2)
-        .snapshots(1, 5, Some(20), MIN, 4)
-        .output(2)
-        .later(500);
+    s.later(0).output(1).later(1).output(1).output(2).snapshots(1, 5, Some(20), MIN, 4).output(2).later(500);
     s.committed()
         .event("written", Event::Written { epoch: 1 })
         .later(200)
         .snapshots(2, 8, Some(20), 10, 11)
         .committed();
+    add(&mut s);
+
+    let mut s = Script::new(
+        "The first commit of a start follows its first output, each other one is due an interval later.",
+        Mode::Unbounded,
+    );
+    s.later(0).later(150).output(1).later(10).snapshots(1, 5, Some(20), MIN, 4).committed();
+    s.output(2).later(199).later(1);
     add(&mut s);
 
     let mut s = Script::new("An epoch that changed nothing commits nothing.", Mode::Unbounded);
