@@ -237,8 +237,8 @@ enum Said {
     Opened,
     /// The store stands at the last commit.
     Recovered { replayed: u64, rebuilt: u32 },
-    /// A commit of this life.
-    Committed { rows: u64 },
+    /// The first commit of this life: so many rows, tasks held up for so long, and from barrier to commit.
+    Committed { rows: u64, aligned_ms: u64, took_ms: u64 },
     /// A reader has a record that this life committed. So far it read this from the disk.
     Record { read_mb: f64 },
     /// It may be killed.
@@ -281,12 +281,16 @@ impl Life {
                 Said::Recovered { replayed, rebuilt } => {
                     (first.recovered, first.replayed, first.rebuilt) = (at, replayed, rebuilt);
                 }
-                Said::Committed { .. } => first.committed = at,
-                Said::Record { read_mb } => {
-                    (first.record, first.read_mb) = (at, read_mb);
-                    return Ok(first);
+                Said::Committed { rows, aligned_ms, took_ms } => {
+                    (first.committed, first.rows) = (at, rows);
+                    (first.aligned_ms, first.took_ms) = (aligned_ms, took_ms);
                 }
+                Said::Record { read_mb } => (first.record, first.read_mb) = (at, read_mb),
                 Said::Ripe { .. } | Said::Ended => bail!("it committed rows, and nobody saw a dead letter"),
+            }
+            // Either may be told first.
+            if first.committed > 0.0 && first.record > 0.0 {
+                return Ok(first);
             }
         }
     }
@@ -320,6 +324,9 @@ struct First {
     opened: f64,
     recovered: f64,
     committed: f64,
+    rows: u64,
+    aligned_ms: u64,
+    took_ms: u64,
     record: f64,
     replayed: u64,
     rebuilt: u32,
@@ -355,12 +362,15 @@ fn bench(plan: Plan) -> Result<()> {
         let name = if cold { "cold" } else { "warm" };
         println!(
             "  kill {kill} ({unflushed} records unflushed, {uncommitted} rows uncommitted; store {store:.0} MB on disk), {name}: first new record {:.2} s; \
-             log open {:.2}, {} records replayed {:.2}, first commit {:.2}; {:.0} MB read from disk; {} shards rebuilt; {}",
+             log open {:.2}, {} records replayed {:.2}, first commit {:.2} (its barrier {} ms before, {} of it held up, {} rows); {:.0} MB read from disk; {} shards rebuilt; {}",
             f.record,
             f.opened,
             f.replayed,
             f.recovered,
             f.committed,
+            f.took_ms,
+            f.aligned_ms,
+            f.rows,
             f.read_mb,
             f.rebuilt,
             machine(),
@@ -521,7 +531,11 @@ fn watch(monitor: &Monitor, ripe: u64, total: u64) {
         }
         let p = monitor.progress();
         if commits == 0 && p.commits > 0 {
-            say(&Said::Committed { rows: p.rows_committed });
+            say(&Said::Committed {
+                rows: p.rows_committed,
+                aligned_ms: p.aligned_in.as_millis() as u64,
+                took_ms: p.committed_in.as_millis() as u64,
+            });
         }
         if p.flushes > flushes {
             // What was committed while the flush ran is not in it: what is told below is the least.
