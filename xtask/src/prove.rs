@@ -17,9 +17,11 @@ use crate::power::{FileSystem, Outcome, Power};
 use crate::within;
 
 /// Crates with a bank of seeded faults: rules that a test breaks to see that it notices. Their sweeps are whole here
-/// (every case of the log's, 10,000 random jobs of the engine's), where `./x test` takes samples.
+/// (every case and 20,000 schedules of transactions of the log's, 10,000 random jobs of the engine's), where `./x test` takes
+/// samples.
 const FAULT_BANKS: [&str; 2] = ["tidemill-log", "tidemill-stream"];
-const WHOLE_SWEEPS: [(&str, &str); 2] = [("TIDEMILL_SWEEP", "all"), ("TIDEMILL_SEEDS", "0-10000")];
+const WHOLE_SWEEPS: [(&str, &str); 3] =
+    [("TIDEMILL_SWEEP", "all"), ("TIDEMILL_SEEDS", "0-10000"), ("TXN_SEEDS", "20000")];
 /// The rule of the log that the control of the power cuts breaks, and most cuts until that must be noticed. Of the other
 /// syncs a fast machine misses more, but a busy one may not get as far as to need them.
 const CONTROL: (&str, u64) = ("sync:journal", 5);
