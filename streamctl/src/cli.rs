@@ -556,7 +556,7 @@ pub struct Run {
     /// How many tasks (threads) process the job. Default: the cores of this machine.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub tasks: Option<u32>,
-    /// How often output, state and offsets are committed.
+    /// How often output, state and offsets are committed; the first time with the first output, if that is sooner.
     #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = duration)]
     pub commit_interval: Duration,
     /// Memory for state, RocksDB's own included.

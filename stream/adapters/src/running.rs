@@ -28,8 +28,9 @@ use tidemill_stream::runtime::{Monitor, Progress};
 
 /// How long a start waits for the process that held the lock before it to be gone.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
-/// The pace at which what a run is at is written.
+/// The pace at which what a run is at is written; before it runs, so that a short one is not missed.
 const PACE: Duration = Duration::from_secs(1);
+const START_PACE: Duration = Duration::from_millis(50);
 
 /// What a run says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,10 +185,15 @@ impl RunLock {
     pub(crate) fn tell(&self, monitor: &Monitor, idle_after_ms: Option<i64>, ended: &Receiver<()>) {
         let (mut last, mut ran) = (Vec::new(), false);
         loop {
+            let over = ended.recv_timeout(match (last.is_empty(), ran) {
+                (true, _) => Duration::ZERO,
+                (false, true) => PACE,
+                (false, false) => START_PACE,
+            });
             let progress = monitor.progress();
-            ran |= progress.running;
+            ran |= progress.running || progress.commits > 0;
             self.write_if_new(&progress, ran, idle_after_ms, &mut last);
-            if ended.recv_timeout(PACE) != Err(RecvTimeoutError::Timeout) {
+            if over != Err(RecvTimeoutError::Timeout) {
                 return;
             }
         }

@@ -110,7 +110,7 @@ const UNWRITTEN_EPOCHS_MAX: usize = 1_024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitPolicy {
     /// Milliseconds between commits; stretched, up to tenfold, so that alignment takes at most a tenth of the time. The
-    /// first one follows the first output.
+    /// first one of a start comes after its first output, if that is sooner.
     pub interval: i64,
     /// Unwritten committed bytes at which the store is written; half of `flush_records_max` does it too. The later it
     /// is written, the more windows closed meanwhile, and the more cells changed again: neither is written at all.
@@ -547,9 +547,9 @@ impl Coordinator {
         // intervals: under load most of an alignment is a barrier's way through full queues, in which nobody waits.
         let stretched = self.align_took.saturating_mul(10).min(self.policy.interval.saturating_mul(10));
         let interval = self.policy.interval.max(stretched);
-        // The first commit of a start follows its first output. Who reads that has waited for the whole recovery, and the
-        // input that piled up meanwhile is only beginning to fill the queues that the barrier has to pass.
-        let first = self.epoch == 1 && self.open_rows > 0;
+        // Before the first commit of a start its first output is a reason for one. Who reads that has waited for the whole
+        // recovery, and the input that piled up meanwhile is only beginning to fill the queues that the barrier has to pass.
+        let first = self.summary.epochs == 0 && self.open_rows > 0;
         if first || self.pressed || self.last() != Last::No || since >= interval.unsigned_abs() {
             self.barrier(now);
         }

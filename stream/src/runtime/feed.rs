@@ -20,10 +20,8 @@ const FED_BYTES_MAX: usize = 2 << 20;
 /// Longest wait for the log: how soon the feeder notices that everything ends.
 const POLL_WAIT: Duration = Duration::from_millis(50);
 
-/// Most bytes of one poll; the first one of a start takes less, each further one twice as much. A task is done with a poll
-/// before it sees a barrier, and those of a start find a cold store.
+/// Most bytes of one poll.
 const POLL_BYTES: usize = 4 << 20;
-const FIRST_POLL_BYTES: usize = 128 << 10;
 
 struct Partition {
     next: i64,
@@ -45,7 +43,6 @@ pub(super) fn run(
         partitions.insert(p.partition, Partition { next: p.position.offset, end, paused: false });
     }
     let tasks = wiring.ports.len();
-    let mut poll_bytes = FIRST_POLL_BYTES;
     while !wiring.is_down() {
         let mut fetching = 0;
         for (number, partition) in &mut partitions {
@@ -62,9 +59,7 @@ pub(super) fn run(
             parker.park_timeout(POLL_WAIT);
             continue;
         }
-        let polled = input.poll(POLL_WAIT, poll_bytes)?;
-        poll_bytes = (2 * poll_bytes).min(POLL_BYTES);
-        for fetched in polled {
+        for fetched in input.poll(POLL_WAIT, POLL_BYTES)? {
             let number = fetched.partition;
             let Some(partition) = partitions.get_mut(&number) else { continue };
             let bytes: usize = fetched.batches.iter().map(RecordBatch::bytes).sum();

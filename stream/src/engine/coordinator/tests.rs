@@ -163,11 +163,13 @@ fn scripts() -> String {
     add(&mut s);
 
     let mut s = Script::new(
-        "The first commit of a start follows its first output, each other one is due an interval later.",
+        "The first commit of a start comes with its first output, however many empty epochs went before; others are due by time.",
         Mode::Unbounded,
     );
-    s.later(0).later(150).output(1).later(10).snapshots(1, 5, Some(20), MIN, 4).committed();
-    s.output(2).later(199).later(1);
+    s.coordinator.offsets.insert(0, Position { leader_epoch: 1, offset: 5 });
+    s.later(0).later(200).snapshots(1, 5, None, MIN, 4);
+    s.later(150).output(2).later(10).snapshots(2, 5, Some(20), MIN, 4).committed();
+    s.output(3).later(199).later(1);
     add(&mut s);
 
     let mut s = Script::new("An epoch that changed nothing commits nothing.", Mode::Unbounded);
