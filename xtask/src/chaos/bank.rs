@@ -16,10 +16,11 @@
 //!   is silent; or it had just been started when the owner that is served was killed, and says that nobody listens.
 //!   Such ends are counted.
 //! * A kill counts as one that hit an open transaction only if the job had said a while ago that output goes into it, and
-//!   not yet that it is about to end. The files have the last word: their aborted transactions are counted, too.
-//! * When a kill comes is drawn, counted from the start of the cycle or from the job's first output, and nothing that was seen
-//!   later moves it. Only where fewer than half hit are some more added
-//!   that wait for an open transaction: at most half as many as were asked for, and they are counted by themselves.
+//!   not yet that it is about to end. Where the job died of it the files have the last word: their aborted transactions are
+//!   counted, too. One that only the owner died of goes on, and usually commits.
+//! * When a kill comes is drawn, counted from the start of the cycle or from the job's first output behind its first
+//!   commit, and nothing that was seen later moves it. Only where fewer than half hit are some more added that wait for
+//!   an open transaction: at most half as many as were asked for, and they are counted by themselves.
 //! * Lines are never produced twice: after a producer died the next one goes on with lines nobody was given.
 
 use std::collections::BTreeMap;
@@ -94,6 +95,8 @@ pub struct Report {
     pub kills: u32,
     /// Of them those that hit an open transaction with uncommitted input, as the job said.
     pub hits: u32,
+    /// Of the hits those that only the log's owner died of: the job finds the next owner and goes on with its transaction.
+    pub outlived: u32,
     /// Of the kills those that waited for an open transaction, and how many of them hit one.
     pub aimed: (u32, u32),
     /// Kills by phase of the job, then by how it was done.
@@ -121,6 +124,7 @@ impl Report {
     pub fn add(&mut self, other: Report) {
         self.kills += other.kills;
         self.hits += other.hits;
+        self.outlived += other.outlived;
         self.aimed = (self.aimed.0 + other.aimed.0, self.aimed.1 + other.aimed.1);
         for (phase, kinds) in other.phases {
             let mine = self.phases.entry(phase).or_default();
@@ -310,7 +314,8 @@ impl<'a> Supervisor<'a> {
         if other { wanted } else { Victim::Job }
     }
 
-    /// From when the drawn time of a blow counts: the start of the cycle, or the job's first output.
+    /// From when the drawn time of a blow counts: the start of the cycle, or the job's first output behind its
+    /// first commit.
     fn counted_from(&mut self, cycle: &Cycle, began: Instant) -> Result<Instant> {
         if !cycle.from_output {
             return Ok(began);
@@ -399,6 +404,7 @@ impl<'a> Supervisor<'a> {
                 (_, "random") => "owner",
                 (_, how) => how,
             };
+            self.report.outlived += u32::from(hit && victim == Victim::Owner);
             self.count(last.as_ref(), how, hit);
         }
         Ok(())
@@ -537,6 +543,7 @@ impl<'a> Supervisor<'a> {
             // Before its end a transaction has its offsets at least.
             let hit = point.step == "end" || last.in_transaction();
             let job = self.job.is_some() || victim == Victim::Job;
+            self.report.outlived += u32::from(hit && victim != Victim::Job);
             self.count(job.then_some(&last), "crash point", hit);
             return Ok(());
         }

@@ -437,9 +437,9 @@ pub fn judge(report: &Report, violations: &[Violation], kills: u32) -> Result<()
             first.dir.display()
         );
     }
-    // The files have the last word: what was on its way to the log when its process died was not in a transaction.
+    // The files have the last word: what was on its way to the log when the job died was not in a transaction.
     let aborted = u32::try_from(report.verdict.transactions.1).unwrap_or(u32::MAX);
-    let hits = report.hits.min(aborted);
+    let hits = report.outlived + (report.hits - report.outlived).min(aborted);
     ensure!(
         hits * 2 >= report.kills,
         "only {hits} of {} kills hit an open transaction with uncommitted input: they proved too little",
@@ -476,11 +476,11 @@ pub fn summary(report: &Report, took: Duration) -> String {
     let steps: Vec<_> = report.steps.iter().map(|(step, n)| format!("{step} {n}")).collect();
     line(format!("before step {}", steps.join(", ")));
     line(format!("crash points reached: {} of {}", report.crash_points.len(), STEPS.len()));
-    let Report { kills, hits, aimed, stops, stops_due, excused, producers_killed, .. } = report;
+    let Report { kills, hits, outlived, aimed, stops, stops_due, excused, producers_killed, .. } = report;
     let ((deleted, stale), verdict) = (report.states, &report.verdict);
     line(format!(
         "{kills} kills in {:.0} s, {hits} of them with uncommitted input in an open transaction: {} of {} at their drawn \
-         moment, {} of {} that were added and waited for one",
+         moment, {} of {} that were added and waited for one; {outlived} hit only the log's owner, and the job went on with it",
         took.as_secs_f64(),
         hits - aimed.1,
         kills - aimed.0,
@@ -593,6 +593,7 @@ mod tests {
         let mut aborted = fit();
         aborted.verdict.transactions.1 = 4;
         assert!(judge(&aborted, &[], 10).is_err(), "the files have the last word");
+        judge(&Report { outlived: 1, ..aborted }, &[], 10).unwrap();
         let stops = judge(&Report { stops: 0, ..fit() }, &[], 10).unwrap_err().to_string();
         assert!(stops.contains("only 0 stops"), "{stops}");
         assert!(judge(&fit(), &[], WHOLE_BANK).unwrap_err().to_string().contains("crash points"));

@@ -34,11 +34,14 @@ pub struct Seen {
     pub phase: String,
     /// The step it was last about to take.
     pub step: String,
-    /// Since when output is in its open transaction, or on the way there.
+    /// Since when output is in its open transaction, or on the way there. Not in the first one, which a start ends as soon as
+    /// it has output.
     opened: Option<Instant>,
+    /// Whether its first transaction has ended.
+    ended_first: bool,
     /// Since when nothing gets any further: somebody on the way to the log is stopped, or this process is dead.
     frozen: Option<Instant>,
-    /// Whether it has handed any output over.
+    /// Whether it has handed any output over since its first transaction ended.
     pub has_output: bool,
     /// Commits of this process.
     pub commits: u64,
@@ -252,12 +255,15 @@ impl Seen {
     fn step_taken(&mut self, phase: Option<String>, step: String) {
         self.phase = phase.unwrap_or_else(|| std::mem::take(&mut self.phase));
         match step.as_str() {
-            "output" => {
+            "output" if self.ended_first => {
                 self.has_output = true;
                 self.opened.get_or_insert_with(Instant::now);
             }
             // From here on the transaction may have ended.
-            "end" | "outcome" | "released" | "running" | "recover" => self.opened = None,
+            "end" | "running" => self.opened = None,
+            "outcome" | "released" => (self.opened, self.ended_first) = (None, true),
+            // A start within the process.
+            "recover" => (self.opened, self.ended_first) = (None, false),
             _ => {}
         }
         self.step = step;
