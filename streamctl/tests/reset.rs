@@ -106,4 +106,8 @@ fn a_job_whose_state_is_elsewhere_is_seen_and_found() {
     assert!(!elsewhere.join("ip-count").exists());
     world.ok(&["run", "ip-count", "--until-end"]);
     assert!(world.streamctl.data().join("state/ip-count").is_dir());
+    // One that is over before it is looked at again has said where its state is.
+    world.ok(&["run", "ip-count", "--until-end", "--state", &there]);
+    let reset = world.ok(&["reset", "ip-count", "--yes"]).stderr;
+    assert!(reset.contains(&format!("its state in {there}/ip-count")), "{reset}");
 }
