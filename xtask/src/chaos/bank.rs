@@ -433,7 +433,7 @@ impl<'a> Supervisor<'a> {
         }
         self.report.stops += 1;
         self.stopped = true;
-        self.excuses.extend(self.excuse_of(&stopped, length));
+        self.excuses.extend(self.excuses_of(&stopped, length));
         // With the owner stopped nothing of the job's gets any further, either.
         self.job.iter().for_each(Process::freeze);
         let waited = self.wait(Instant::now(), length);
@@ -451,14 +451,19 @@ impl<'a> Supervisor<'a> {
     }
 
     /// What may end while these are stopped: who lives now and needs the one of them that owns the directory.
-    fn excuse_of(&self, stopped: &[u32], length: Duration) -> Option<Excuse> {
+    fn excuses_of(&self, stopped: &[u32], length: Duration) -> Vec<Excuse> {
+        if self.leg.layout != Layout::Job || length <= SILENCE {
+            return Vec::new();
+        }
         let job = self.job.as_ref().map(Process::pid);
         let producer = self.producer.as_ref().map(|producer| producer.process.pid());
-        let owner = if self.producer_owns { producer } else { job };
-        let owner = owner.filter(|owner| stopped.contains(owner) && self.leg.layout == Layout::Job)?;
-        let clients = [job, producer].into_iter().flatten().filter(|pid| !stopped.contains(pid)).collect();
-        let says = vec![format!("process {owner} owns "), "has said nothing for".to_owned()];
-        (length > SILENCE).then(|| Excuse { says, clients, until: Instant::now() + length + EXCUSED })
+        let clients = || [job, producer].into_iter().flatten().filter(|pid| !stopped.contains(pid)).collect();
+        // Which of the two owns the directory is known to them only: the next owner is whoever asks first. It is named.
+        let of = |owner: &u32| {
+            let says = vec![format!("process {owner} owns "), "has said nothing for".to_owned()];
+            Excuse { says, clients: clients(), until: Instant::now() + length + EXCUSED }
+        };
+        stopped.iter().map(of).collect()
     }
 
     /// What may end because the owner at the address is gone: who has not been heard of yet, and so may not have reached
