@@ -215,7 +215,10 @@ fn rows(text: &str) -> Result<Vec<Row>> {
 /// Why a chunk failed, as one word of the counts that no reader of them takes for a number: `failed:the_last_cause`.
 fn reason(error: &anyhow::Error) -> String {
     const MOST: usize = 120;
+    // The ledger is no place for where a checkout was on one machine.
+    let here = std::env::current_dir().map(|dir| format!("{}/", dir.display())).unwrap_or_default();
     let said = format!("{error:#}");
+    let said = if here.is_empty() { said } else { said.replace(&here, "") };
     let word = |c: char| if c.is_alphanumeric() || "-+.:/'".contains(c) { c } else { '_' };
     format!("failed:{}", said.trim().chars().take(MOST).map(word).collect::<String>())
 }
@@ -448,6 +451,9 @@ mod tests {
     fn a_failed_row_says_why_and_is_still_a_row() {
         let counts = reason(&anyhow::anyhow!("LOST, 5 lines=3\nand more {}", "x".repeat(500)));
         assert!(counts.starts_with("failed:LOST__5_lines_3_and_more_x"), "{counts}");
+        let here = std::env::current_dir().unwrap();
+        let there = reason(&anyhow::anyhow!("kept in {}/target/x", here.display()));
+        assert_eq!(there, "failed:kept_in_target/x", "no path of this machine");
         let line = row("power-xfs", 0, 20, &format!("{counts} seconds=70"), 1);
         assert_eq!(Row::parse(&line.to_string()), Some(line.clone()));
         assert_eq!((line.count("seconds"), line.count("lines")), (70, 0));
