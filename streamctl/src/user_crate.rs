@@ -11,11 +11,23 @@
 //! takes a job takes a crate, and none of them is described twice. It takes the place of this process: signals,
 //! standard streams and the exit code are its own.
 //!
+//! All crates share the toolkit's target folder, and cargo tells packages at the root of their workspaces apart by name and
+//! version only: of two that are called the same it takes the one for the other. So the folder has a list of which crate a
+//! name was built for last, and what was built for another one is removed first. A build has a lock while it does that, and
+//! its program gets a place of its own.
+//!
+//! ```text
+//!   <target>/tidemill-crates/.lock            locked while a crate is built
+//!   <target>/tidemill-crates/<package>        the manifest that the name was built for last
+//!   <target>/tidemill-crates/<package>-<hash of the manifest's path>/<program>
+//! ```
+//!
 //! What has a slash in it, and `.` and `..`, is a crate; no job's name may look like that.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -138,6 +150,8 @@ fn build(manifest: &Path) -> Result<PathBuf> {
     let target = self::metadata(&cargo, &checkout.join("Cargo.toml"))?.target_directory;
     let profiles = write_profiles(&checkout, &target)?;
     let binary = program_of(package)?;
+    let crates = target.join(CRATES);
+    let _turn = take_turn(&cargo, &crates, &target, manifest, &metadata.packages)?;
 
     let mut command = Command::new(&cargo);
     // From the checkout: so its own cargo settings and toolchain count, as they did when it was built.
@@ -178,7 +192,79 @@ fn build(manifest: &Path) -> Result<PathBuf> {
     if !status.success() {
         bail!("{} was not built; cargo says why above", package.name);
     }
-    built.with_context(|| format!("cargo built no program of {}", package.name))
+    let built = built.with_context(|| format!("cargo built no program of {}", package.name))?;
+    keep(&built, &crates, manifest, &package.name)
+        .with_context(|| format!("cannot keep the program of {} in {}", package.name, crates.display()))
+}
+
+/// Which crate each package of the target folder was built for, and their programs.
+const CRATES: &str = "tidemill-crates";
+
+/// Waits for its turn to build, and removes what was built for other crates whose packages are called the same. The lock is
+/// released when the file is dropped.
+fn take_turn(
+    cargo: &OsString,
+    crates: &Path,
+    target: &Path,
+    manifest: &Path,
+    packages: &[Package],
+) -> Result<File> {
+    let path = crates.join(".lock");
+    let open = || {
+        fs::create_dir_all(crates)?;
+        File::options().write(true).create(true).truncate(false).open(&path)
+    };
+    let lock = open().with_context(|| format!("cannot open {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            note(format_args!("waits for another crate that is built in {}", target.display()));
+            lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+        }
+    }
+    let is = |package: &Package| package.manifest_path.display().to_string();
+    let was = |package: &Package| fs::read_to_string(crates.join(&package.name)).unwrap_or_default();
+    let others: Vec<&Package> = packages.iter().filter(|package| was(package) != is(package)).collect();
+    if others.is_empty() {
+        return Ok(lock);
+    }
+    let mut clean = Command::new(cargo);
+    clean.args(["clean", "--quiet", "--release", "--manifest-path"]).arg(manifest);
+    clean.arg("--target-dir").arg(target);
+    for package in &others {
+        clean.arg("--package").arg(&package.name);
+    }
+    let status = clean.stdin(Stdio::null()).stdout(Stdio::null()).status();
+    let status = status.with_context(|| format!("cannot start {}", cargo.to_string_lossy()))?;
+    if !status.success() {
+        bail!("cargo cannot remove what it built for another crate of the same name; it says why above");
+    }
+    for package in others {
+        let name = crates.join(&package.name);
+        fs::write(&name, is(package)).with_context(|| format!("cannot write {}", name.display()))?;
+    }
+    Ok(lock)
+}
+
+/// Gives a program a place where no other crate's build replaces it.
+fn keep(built: &Path, crates: &Path, manifest: &Path, package: &str) -> std::io::Result<PathBuf> {
+    let mut hash = DefaultHasher::new();
+    manifest.hash(&mut hash);
+    let dir = crates.join(format!("{package}-{:016x}", hash.finish()));
+    let kept = dir.join(built.file_name().unwrap_or_default());
+    let new = dir.join(format!(".new-{}", std::process::id()));
+    fs::create_dir_all(&dir)?;
+    // On one file system it takes no room; elsewhere it is copied.
+    if fs::hard_link(built, &new).is_err() {
+        fs::copy(built, &new)?;
+    }
+    fs::rename(&new, &kept)?;
+    // Of two links to one file a rename removes neither.
+    let _ = fs::remove_file(&new);
+    Ok(kept)
 }
 
 /// The program to run: the only one, the one `default-run` names, or the one named like its package.
@@ -245,4 +331,59 @@ fn cargo() -> Result<OsString> {
         .ok_or_else(|| {
             anyhow!("cargo is missing, and a crate is built with it. Install Rust (https://rustup.rs), then run this again")
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn package(manifest: &Path) -> Package {
+        Package {
+            name: "words".into(),
+            manifest_path: manifest.to_owned(),
+            default_run: None,
+            dependencies: Vec::new(),
+            targets: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_built_for_another_crate_of_the_same_name_is_removed_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cargo, crates) = (dir.path().join("cargo"), dir.path().join("target/tidemill-crates"));
+        let told = dir.path().join("told");
+        fs::write(&cargo, format!("#!/bin/sh\necho \"$@\" >>'{}'\n", told.display())).unwrap();
+        fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
+        let cleaned = |of: &str| {
+            let _ = fs::remove_file(&told);
+            let manifest = dir.path().join(of).join("Cargo.toml");
+            let cargo = cargo.clone().into_os_string();
+            let target = dir.path().join("target");
+            take_turn(&cargo, &crates, &target, &manifest, &[package(&manifest)]).unwrap();
+            fs::read_to_string(&told).unwrap_or_default()
+        };
+        assert!(cleaned("a").contains("--package words"), "nobody knows what is there");
+        assert_eq!(cleaned("a"), "", "its own");
+        assert!(cleaned("b").starts_with("clean --quiet --release"), "the other's");
+        assert!(cleaned("a").contains("--package words"), "and back");
+    }
+
+    #[test]
+    fn two_crates_of_one_name_have_a_program_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let (built, crates) = (dir.path().join("words"), dir.path().join("crates"));
+        let kept = |of: &str| {
+            fs::write(&built, of).unwrap();
+            let kept = keep(&built, &crates, Path::new(of), "words").unwrap();
+            fs::remove_file(&built).unwrap();
+            kept
+        };
+        let (a, b) = (kept("a/Cargo.toml"), kept("b/Cargo.toml"));
+        assert_ne!(a, b);
+        assert_eq!(fs::read_to_string(&a).unwrap(), "a/Cargo.toml");
+        assert_eq!(kept("a/Cargo.toml"), a);
+        assert_eq!(fs::read_to_string(&b).unwrap(), "b/Cargo.toml");
+    }
 }
