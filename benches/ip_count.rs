@@ -13,8 +13,8 @@
 //! start, recovery and closing; *steady* is between its first commit and its last but one, by committed rows. Answer:
 //! every group of the committed output is compared with a recount made while the rows were generated.
 //!
-//! `cargo bench -p tidemill-benches --bench ip_count [-- full [thin | dense] | ROWS]`: 5,000,000 rows each, or in `full` mode 80 s worth
-//! of rows at the speed that a first, short run shows.
+//! `cargo bench -p tidemill-benches --bench ip_count [-- full [thin | dense] | ROWS]`: 5,000,000 rows each, or in `full`
+//! mode 80 s worth of rows at the speed that a first run of 40,000,000 shows.
 #![allow(clippy::print_stdout, reason = "a bench prints its numbers")]
 #![allow(missing_docs, reason = "a program")]
 

@@ -185,11 +185,7 @@ impl RunLock {
     pub(crate) fn tell(&self, monitor: &Monitor, idle_after_ms: Option<i64>, ended: &Receiver<()>) {
         let (mut last, mut ran) = (Vec::new(), false);
         loop {
-            let over = ended.recv_timeout(match (last.is_empty(), ran) {
-                (true, _) => Duration::ZERO,
-                (false, true) => PACE,
-                (false, false) => START_PACE,
-            });
+            let over = ended.recv_timeout(if ran { PACE } else { START_PACE });
             let progress = monitor.progress();
             ran |= progress.running || progress.commits > 0;
             self.write_if_new(&progress, ran, idle_after_ms, &mut last);

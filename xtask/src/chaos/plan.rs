@@ -79,7 +79,8 @@ pub struct Cycle {
     pub orphaned: bool,
     /// The producer is killed beside the victim.
     pub producer_too: bool,
-    /// The time of the blow counts from the job's first output behind its first commit; otherwise from when the cycle starts what is dead.
+    /// The time of the blow counts from the job's first output behind its first commit; otherwise from when the cycle
+    /// starts what is dead.
     pub from_output: bool,
     /// The kill waits until output is in the transaction: it is one that makes up for others.
     pub aimed: bool,
