@@ -3,13 +3,19 @@
 mod common;
 
 use common::{DEADLINE, World, settings};
-use xtask::streamctl::Status;
+use xtask::catch::kill_with_rows_open;
 
 /// Killed again and again, each time after a commit while output rows are in the open transaction.
 #[test]
 fn a_run_killed_with_output_in_flight_is_exact_in_the_end() {
+    // On a machine that is fast or busy a run may be at its end before it can be killed twice; then it proves nothing.
+    assert!((21..26).any(killed_with_output_in_flight), "five runs in a row could not be killed twice");
+}
+
+/// False where the input was at its end before two kills, one of them with uncommitted rows in the log.
+fn killed_with_output_in_flight(seed: u64) -> bool {
     let world = World::new();
-    let text = world.generate(2_000_000, 21, &["--addresses", "2000"]);
+    let text = world.generate(2_000_000, seed, &["--addresses", "2000"]);
     world.append(&text, 4);
     let rows = |isolation| {
         world.streamctl.values("ip-counts", isolation).unwrap().iter().filter(|b| **b == b'\n').count()
@@ -17,25 +23,17 @@ fn a_run_killed_with_output_in_flight_is_exact_in_the_end() {
     let (mut kills, mut uncommitted) = (0, 0);
     // Rows are reported when they are handed to the log; a kill may come before it took them, and is then repeated.
     while kills < 2 || uncommitted == 0 {
-        assert!(kills < 10, "{kills} kills, and a careless reader never saw an uncommitted row");
-        let mut run =
+        let run =
             world.streamctl.start_run(&["ip-count", "--until-end", "--commit-interval", "50ms"]).unwrap();
-        let (mut committed, mut reported) = (false, 0);
-        loop {
-            match run.next(DEADLINE).unwrap() {
-                Some(Status::Committed { .. }) => (committed, reported) = (true, 0),
-                Some(Status::Open { output_rows }) if committed && output_rows > 0 && reported > 0 => break,
-                Some(Status::Open { output_rows }) => reported = output_rows,
-                Some(Status::Started { .. } | Status::Phase { .. } | Status::Durable { .. }) => {}
-                Some(Status::Done { .. }) | None => panic!("the run ended after {kills} kills"),
-            }
+        if kill_with_rows_open(run, DEADLINE, |heard| heard.commits > 0, |_| {}).unwrap().is_none() {
+            return false;
         }
-        run.kill().unwrap();
         kills += 1;
         uncommitted = rows("read-uncommitted") - rows("read-committed");
     }
     world.ok(&["run", "ip-count", "--until-end"]);
     world.assert_exact(&text, settings(4));
+    true
 }
 
 /// Ctrl-C ends a run cleanly, after a commit; it goes on where it stopped.

@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::catch::{Heard, kill_with_rows_open};
 use crate::counted::Counted;
 use crate::recount::{Recount, Settings};
 use crate::streamctl::{Status, Streamctl};
@@ -32,6 +33,8 @@ const KEY: &str = "^([^ ]+)";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Kills that found no output rows in the open transaction are repeated, this often in all.
 const ATTEMPTS_MAX: u32 = 8;
+/// A run that reached the end before it could be killed twice is started over, this often in all.
+const STARTS_MAX: u32 = 4;
 
 /// `./x demo ...`
 #[derive(Debug, Args)]
@@ -98,62 +101,22 @@ impl Demo {
         streamctl.run(&["gen", "access-log", "--lines", &lines, "--seed", &seed, "--file", file])?;
         println!("generate   {} lines, seed {seed}, in {}", grouped(self.lines), seconds(started.elapsed()));
 
-        let started = Instant::now();
-        let partitions = PARTITIONS.to_string();
-        streamctl.run_quietly(&[
-            "produce",
-            "access-log",
-            "--create",
-            "--partitions",
-            &partitions,
-            "--key-regex",
-            KEY,
-            "--file",
-            file,
-        ])?;
-        println!(
-            "append     {} records to topic access-log, {PARTITIONS} partitions, each ack durable, in {}",
-            grouped(self.lines),
-            seconds(started.elapsed())
-        );
-
-        let mut busy = Duration::ZERO;
-        let mut careless = 0;
-        let (mut kills, mut attempts) = (0, 0);
-        while kills < 2 {
-            attempts += 1;
-            ensure!(
-                attempts <= ATTEMPTS_MAX,
-                "{ATTEMPTS_MAX} kills, and not two of them met output rows in the open transaction"
-            );
-            let killed = self.run_and_kill(&streamctl, kills, attempts)?;
-            busy += killed.busy;
-            let all = rows(&streamctl.values("ip-counts", "read-uncommitted")?);
-            let committed = rows(&streamctl.values("ip-counts", "read-committed")?);
-            ensure!(
-                all >= committed + careless,
-                "{all} rows in all, {committed} committed, {careless} seen uncommitted before"
-            );
-            let beyond = all - committed - careless;
-            careless += beyond;
-            println!(
-                "kill {}     at {} % of the input, after {} commits of this run, with {} output rows in the open transaction;",
-                kills + 1,
-                killed.percent,
-                killed.commits,
-                grouped(killed.open_rows)
-            );
-            println!(
-                "           a careless reader (read-uncommitted) saw {} rows beyond the {} committed ones",
-                grouped(beyond),
-                grouped(committed)
-            );
-            if beyond > 0 {
-                kills += 1;
-            } else {
-                println!("           that kill proves nothing, so it is repeated");
+        let mut starts = 1;
+        let mut busy = loop {
+            self.append(&streamctl, file)?;
+            if let Some(busy) = self.kill_twice(&streamctl)? {
+                break busy;
             }
-        }
+            ensure!(
+                starts < STARTS_MAX,
+                "in {starts} starts the run came to its end before it could be killed twice; use more --lines"
+            );
+            starts += 1;
+            println!(
+                "again      the run came to its end before it could be killed twice: all of it once more, on new data"
+            );
+            std::fs::remove_dir_all(streamctl.data()).context("cannot delete the data")?;
+        };
         busy += self.run_to_end(&streamctl)?;
         let rate = self.lines as f64 / busy.as_secs_f64();
         println!(
@@ -194,56 +157,101 @@ impl Demo {
         Ok(())
     }
 
-    /// Starts the job and kills it once the kill proves something.
-    fn run_and_kill(&self, streamctl: &Streamctl, kills: u32, attempts: u32) -> Result<Killed> {
-        let bar = self.bar(&format!("run {attempts}"))?;
-        // Commits come often, so that there is one to kill after on a fast machine and on a busy one.
-        let mut run = streamctl.start_run(&["ip-count", "--until-end", "--commit-interval", "50ms"])?;
-        // The first kill leaves room for the second, which comes where it can.
-        let wanted = if kills == 0 { 0.05 } else { 0.2 };
-        let (mut commits, mut records, mut first, mut reported) = (0, 0, None, 0);
-        loop {
-            match run.next(PATIENCE)? {
-                Some(Status::Started { recovery_ms, replayed, committed_records, .. }) => {
-                    say_recovery(&bar, attempts, recovery_ms, replayed);
-                    records = committed_records;
-                    first = Some(committed_records);
-                }
-                Some(Status::Committed { commits: so_far, committed_records }) => {
-                    (commits, records, reported) = (so_far, committed_records, 0);
-                    bar.set_position(records);
-                }
-                Some(Status::Open { output_rows }) => {
-                    let share = records as f64 / self.lines as f64;
-                    let moved = first.is_some_and(|first| records > first);
-                    // The first report of a transaction may be of rows that are still on their way to the log.
-                    let there = reported > 0 && output_rows > reported;
-                    reported = output_rows;
-                    if there && commits > 0 && moved && share >= wanted && share < 0.9 {
-                        let busy = run.elapsed();
-                        run.kill()?;
-                        bar.finish_and_clear();
-                        return Ok(Killed {
-                            percent: (share * 100.0) as u32,
-                            commits,
-                            open_rows: output_rows,
-                            busy,
-                        });
-                    }
-                }
-                Some(Status::Phase { .. } | Status::Durable { .. }) => {}
-                None => {
-                    let (status, said) = run.wait()?;
-                    bail!("the run ended with {status}: {said}")
-                }
-                Some(Status::Done { .. }) => {
-                    bail!(
-                        "the run ended at {records} of {} records before it could be killed; use more --lines",
-                        self.lines
-                    )
-                }
+    /// Appends the generated lines.
+    #[allow(clippy::print_stdout, reason = "what it prints is its result")]
+    fn append(&self, streamctl: &Streamctl, file: &str) -> Result<()> {
+        let started = Instant::now();
+        let partitions = PARTITIONS.to_string();
+        streamctl.run_quietly(&[
+            "produce",
+            "access-log",
+            "--create",
+            "--partitions",
+            &partitions,
+            "--key-regex",
+            KEY,
+            "--file",
+            file,
+        ])?;
+        println!(
+            "append     {} records to topic access-log, {PARTITIONS} partitions, each ack durable, in {}",
+            grouped(self.lines),
+            seconds(started.elapsed())
+        );
+        Ok(())
+    }
+
+    /// Runs the job and kills it, until two kills met rows in the open transaction: how long it ran in all. None where
+    /// a run reached the end before.
+    #[allow(clippy::print_stdout, reason = "what it prints is its result")]
+    fn kill_twice(&self, streamctl: &Streamctl) -> Result<Option<Duration>> {
+        let mut busy = Duration::ZERO;
+        let mut careless = 0;
+        let (mut kills, mut attempts) = (0, 0);
+        while kills < 2 {
+            attempts += 1;
+            ensure!(
+                attempts <= ATTEMPTS_MAX,
+                "{ATTEMPTS_MAX} kills, and not two of them met output rows in the open transaction"
+            );
+            let Some(killed) = self.run_and_kill(streamctl, kills, attempts)? else { return Ok(None) };
+            busy += killed.busy;
+            let all = rows(&streamctl.values("ip-counts", "read-uncommitted")?);
+            let committed = rows(&streamctl.values("ip-counts", "read-committed")?);
+            ensure!(
+                all >= committed + careless,
+                "{all} rows in all, {committed} committed, {careless} seen uncommitted before"
+            );
+            let beyond = all - committed - careless;
+            careless += beyond;
+            println!(
+                "kill {}     at {} % of the input, after {} commits of this run, with {} output rows in the open transaction;",
+                kills + 1,
+                killed.percent,
+                killed.commits,
+                grouped(killed.open_rows)
+            );
+            println!(
+                "           a careless reader (read-uncommitted) saw {} rows beyond the {} committed ones",
+                grouped(beyond),
+                grouped(committed)
+            );
+            if beyond > 0 {
+                kills += 1;
+            } else {
+                println!("           that kill proves nothing, so it is repeated");
             }
         }
+        Ok(Some(busy))
+    }
+
+    /// Starts the job and kills it once the kill proves something; none where it reached the end before.
+    fn run_and_kill(&self, streamctl: &Streamctl, kills: u32, attempts: u32) -> Result<Option<Killed>> {
+        let bar = self.bar(&format!("run {attempts}"))?;
+        // Commits come often, so that there is one to kill after on a fast machine and on a busy one.
+        let run = streamctl.start_run(&["ip-count", "--until-end", "--commit-interval", "50ms"])?;
+        let started = Instant::now();
+        // The first kill leaves room for the second, which comes where it can.
+        let wanted = if kills == 0 { 0.05 } else { 0.2 };
+        let share = |records: u64| records as f64 / self.lines as f64;
+        let ready = |heard: &Heard| {
+            let moved = heard.began.is_some_and(|began| heard.records > began);
+            moved && heard.commits > 0 && (wanted..0.9).contains(&share(heard.records))
+        };
+        let killed = kill_with_rows_open(run, PATIENCE, ready, |status| match status {
+            Status::Started { recovery_ms, replayed, .. } => {
+                say_recovery(&bar, attempts, *recovery_ms, *replayed);
+            }
+            Status::Committed { committed_records, .. } => bar.set_position(*committed_records),
+            Status::Open { .. } | Status::Phase { .. } | Status::Durable { .. } | Status::Done { .. } => {}
+        })?;
+        bar.finish_and_clear();
+        Ok(killed.map(|heard| Killed {
+            percent: (share(heard.records) * 100.0) as u32,
+            commits: heard.commits,
+            open_rows: heard.open_rows,
+            busy: started.elapsed(),
+        }))
     }
 
     #[allow(clippy::print_stdout, reason = "what it prints is its result")]

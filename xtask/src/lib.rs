@@ -1,6 +1,7 @@
 //! Checks and long runs of the project. They use nothing of it but its binaries (`streamctl`, and `tidemill-load` for
 //! the power cuts), so that what they find out does not rest on the code they check.
 
+pub mod catch;
 pub mod chaos;
 pub mod counted;
 pub mod demo;

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde::Deserialize;
 
 /// The binary and the data directory it works on.
@@ -193,6 +194,36 @@ impl Run {
             Err(RecvTimeoutError::Disconnected) => Ok(Polled::End),
             Err(RecvTimeoutError::Timeout) => Ok(Polled::Nothing),
         }
+    }
+
+    /// SIGSTOP, and waits until the process stands still; false if it has ended.
+    ///
+    /// What it said before can be read while it stands.
+    pub fn freeze(&self) -> Result<bool> {
+        self.signal(Signal::STOP)?;
+        let pid = self.pid()?;
+        // An end is only looked at, so that `kill` and `wait` still find it; the stop is taken, so that the next one counts.
+        let either = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let is = waitid(WaitId::Pid(pid), either).context("cannot wait for the run")?;
+        if !is.is_some_and(|is| is.stopped()) {
+            return Ok(false);
+        }
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).context("cannot wait for the run")?;
+        Ok(true)
+    }
+
+    /// SIGCONT: it goes on.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        // It is not waited for yet, so the number is still its own.
+        kill_process(self.pid()?, signal).with_context(|| format!("cannot send {signal:?} to the run"))
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Pid::from_raw(i32::try_from(self.child.id())?).context("a process has a number")
     }
 
     /// SIGKILL, and waits until the process is gone.
