@@ -19,6 +19,29 @@ use crate::new::New;
 use crate::reset::Reset;
 use crate::state::StateCommand;
 
+/// What this process was called with; ends it with exit code 2 where that cannot be, or 0 after `--help`.
+pub fn parse() -> Cli {
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>();
+    Cli::try_parse().unwrap_or_else(|error| tipped(error, &words).exit())
+}
+
+/// The error, with the way to give a job an argument where an unknown option of `run` or `explain` looks like one.
+fn tipped(mut error: clap::Error, words: &[String]) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let of_job = words.iter().any(|word| word == "run" || word == "explain");
+    let option = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) => option.split('=').next().unwrap_or_default(),
+        _ => return error,
+    };
+    let Some(name) = option.strip_prefix("--").filter(|name| !name.is_empty()) else { return error };
+    let known = error.get(ContextKind::SuggestedArg).is_some();
+    if error.kind() == ErrorKind::UnknownArgument && of_job && !known {
+        let tip = format!("an argument of the job is set with '--set {name}=VALUE'");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
 /// The default of `--data`.
 pub const DEFAULT_DATA: &str = "./tidemill-data";
 
@@ -660,6 +683,25 @@ mod tests {
         let command = Cli::command();
         command.clone().debug_assert();
         walk(&command, "");
+    }
+
+    /// An argument of a job that is written as an option gets a tip; a misspelt option keeps clap's own.
+    #[test]
+    fn an_argument_of_a_job_is_no_option() {
+        let said = |words: &str| {
+            let words = words.split(' ').map(str::to_owned).collect::<Vec<_>>();
+            let error = Cli::try_parse_from(&words).unwrap_err();
+            tipped(error, &words).to_string()
+        };
+        let window = said("streamctl run ip-count --window 3s");
+        assert!(window.contains("tip: an argument of the job is set with '--set window=VALUE'"), "{window}");
+        assert!(!window.contains("as a value"), "{window}");
+        let bound = said("streamctl explain plan ip-count --out_of_order=3s");
+        assert!(bound.contains("'--set out_of_order=VALUE'"), "{bound}");
+        let task = said("streamctl run ip-count --task 3");
+        assert!(task.contains("'--tasks'") && !task.contains("--set"), "{task}");
+        let topic = said("streamctl topic list --window 3s");
+        assert!(!topic.contains("--set"), "{topic}");
     }
 
     /// The examples parse as they stand.

@@ -52,7 +52,6 @@ mod user_crate;
 use std::fmt;
 use std::io::{IsTerminal, Write};
 
-use clap::Parser;
 use cli::{Cli, Command, GenCommand};
 use stop::Stop;
 use target::Target;
@@ -62,7 +61,7 @@ use tidemill::JobSpec;
 /// done, 1 failed, 2 wrong usage. The first job is the one that `streamctl run ./CRATE` runs.
 pub fn main(jobs: &[JobSpec]) -> ! {
     jobs::set_own(jobs);
-    let cli = Cli::parse();
+    let cli = cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("TIDEMILL_LOG").unwrap_or_else(|_| "warn".into()),

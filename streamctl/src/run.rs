@@ -107,12 +107,41 @@ fn report_end(job: &JobSpec, args: &cli::Run, report: &RunReport) -> Result<()> 
         crate::note(format_args!("{name} {how}: nothing new since its last commit"));
     } else {
         let took = report.took.as_secs_f64();
-        crate::note(format_args!("{name} {how}: {records} records in {took:.1} s, all committed"));
+        let records = format!("{records} {}", if records == 1 { "record" } else { "records" });
+        crate::note(format_args!("{name} {how}: {records} in {took:.1} s, all committed{}", asides(report)));
     }
     if args.until_end && !report.stopped {
-        crate::note(format_args!("{early} windows were closed before their time, because the input ended"));
+        match early {
+            0 if report.found_nothing() => {}
+            0 => crate::note(format_args!("no window was closed before its time")),
+            1 => crate::note(format_args!("1 window was closed before its time, because the input ended")),
+            _ => crate::note(format_args!(
+                "{early} windows were closed before their time, because the input ended"
+            )),
+        }
     }
     Ok(())
+}
+
+/// What became of the records that are in no result, and why a number may be too high.
+fn asides(report: &RunReport) -> String {
+    let mut text = String::new();
+    match report.counters.late {
+        0 => {}
+        1 => text += "; 1 was late for its window",
+        late => text += &format!("; {late} were late for their window"),
+    }
+    match report.counters.dead {
+        0 => {}
+        1 => text += "; 1 is a dead letter",
+        dead => text += &format!("; {dead} are dead letters"),
+    }
+    match report.restarts {
+        0 => {}
+        1 => text += "; what was processed again after a return to the last commit counts again",
+        n => text += &format!("; what was processed again after {n} returns to the last commit counts again"),
+    }
+    text
 }
 
 /// Follows a run until it is over or stopped at once; says on stderr that it runs, and where it returned to a commit.
