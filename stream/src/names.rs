@@ -135,6 +135,10 @@ pub struct JobRecord {
     pub shards: u16,
     /// Its stores by name.
     pub stores: BTreeMap<String, StoreRecord>,
+    /// The topics it writes to, and what for. A run may have others (of late rows, say), and then says so anew; a record of
+    /// before has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sinks: BTreeMap<String, String>,
     /// A reset began and has not ended: state and offsets may not belong together, so nothing may run on them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resetting: bool,
@@ -246,6 +250,7 @@ mod tests {
             guarded: [("window".to_owned(), window.to_owned())].into(),
             shards: 64,
             stores: [("visits".to_owned(), StoreRecord { id: 1, layout: 'T', codec: 1 })].into(),
+            sinks: BTreeMap::new(),
             resetting: false,
         };
         let id = Identity::new("ip-count").unwrap();

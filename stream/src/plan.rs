@@ -59,6 +59,15 @@ impl Role {
             Self::DeadLetter => "for dead letters",
         }
     }
+
+    /// As a job's record says it.
+    fn purpose(self) -> &'static str {
+        match self {
+            Self::Output => "output",
+            Self::Late => "late rows",
+            Self::DeadLetter => "dead letters",
+        }
+    }
 }
 
 /// A sink of the plan.
@@ -284,7 +293,8 @@ impl Plan {
             let store = StoreRecord { id: step.store.0, layout: 'T', codec: codec::state::VERSION };
             stores.insert(step.name.clone(), store);
         }
-        JobRecord { job: self.job.clone(), guarded, shards, stores, resetting: false }
+        let sinks = self.sinks.iter().map(|s| (s.topic.clone(), s.role.purpose().to_owned())).collect();
+        JobRecord { job: self.job.clone(), guarded, shards, stores, sinks, resetting: false }
     }
 }
 

@@ -59,6 +59,9 @@ pub async fn run(target: &Target, args: &cli::Produce, stop: &Stop) -> Result<()
     if args.file.is_none() && io::stdin().is_terminal() {
         crate::note(format_args!("reads lines from the terminal; Ctrl-D ends them"));
     }
+    if args.create {
+        crate::topic::check_name(&args.topic)?;
+    }
     let access = data::open(target, if args.create { Intent::Create } else { Intent::Use }).await?;
     let result = async {
         let topic = topic(&access, args).await?;

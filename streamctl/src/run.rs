@@ -12,6 +12,7 @@ use tidemill::args::ByteSize;
 use tidemill::engine::Mode;
 use tidemill::io::LogError;
 use tidemill::runtime::{Monitor, Progress, RunError, RunReport};
+use tidemill_broker::BrokerError;
 
 use crate::data::{self, Intent};
 use crate::exit::Usage;
@@ -224,12 +225,26 @@ fn explain(error: JobRunError) -> anyhow::Error {
     if error.is_usage() {
         return Usage::error(said);
     }
+    if topic_was_deleted(&error) {
+        return anyhow!(
+            "{said}: a topic that the job reads or writes was deleted while it ran. A run makes those it writes anew; for another \
+             input topic under the old name, `streamctl reset` comes first"
+        );
+    }
     match missing_topic(&error) {
         Some(topic) => anyhow!(
             "{said}; `streamctl topic create {topic}` makes it, or name another one with --set input=TOPIC"
         ),
         None => anyhow!(said),
     }
+}
+
+/// The broker no longer knows a partition that it gave to this run.
+fn topic_was_deleted(error: &JobRunError) -> bool {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes
+        .filter_map(|cause| cause.downcast_ref::<BrokerError>())
+        .any(|cause| matches!(cause, BrokerError::UnknownPartition { .. }))
 }
 
 fn missing_topic(error: &JobRunError) -> Option<&str> {

@@ -7,8 +7,10 @@ use tidemill_broker::{
 
 use crate::cli::{self, TopicCommand};
 use crate::data::{self, Intent};
+use crate::exit::Usage;
 use crate::stdout;
 use crate::target::Target;
+use crate::units::plural;
 use crate::used::{self, Use};
 
 /// Runs the command.
@@ -17,6 +19,9 @@ pub async fn run(target: &Target, command: &TopicCommand) -> Result<()> {
         TopicCommand::Create { .. } => Intent::Create,
         _ => Intent::Use,
     };
+    if let TopicCommand::Create { name, .. } = command {
+        check_name(name)?;
+    }
     let access = data::open(target, intent).await?;
     let result = match command {
         TopicCommand::Create { name, partitions } => create(&access, name, *partitions).await,
@@ -26,6 +31,11 @@ pub async fn run(target: &Target, command: &TopicCommand) -> Result<()> {
         TopicCommand::Delete { name, force } => delete(&access, name, *force).await,
     };
     data::close(access, result).await
+}
+
+/// The log's own rule, told before anything is made.
+pub fn check_name(name: &str) -> Result<()> {
+    tidemill::names::check_topic(name).map_err(|error| Usage::error(error.to_string()))
 }
 
 async fn create(broker: &impl Broker, name: &str, partitions: u32) -> Result<()> {
@@ -105,8 +115,8 @@ async fn alter(broker: &(impl Broker + Clone), args: &cli::Alter) -> Result<()> 
             "keys hash to other partitions from now on: records of one key keep their order in each, not across both"
         ));
         for one in &uses {
-            if let Use::Argument { identity, argument } = one
-                && argument == "input"
+            if let Use::Flow { identity, role } = one
+                && role == "input"
             {
                 crate::note(format_args!("job {identity} reads the new partitions once it is started again"));
             }
@@ -128,8 +138,10 @@ async fn delete(broker: &(impl Broker + Clone), name: &str, force: bool) -> Resu
     }
     let held: i64 = offsets.iter().map(|of| of.high_watermark - of.log_start).sum();
     crate::note(format_args!(
-        "deleted topic {} with its {} partitions and {held} offsets; its files go with the next checkpoints",
-        topic.name, topic.partitions
+        "deleted topic {} with its {} and {}; its files go with the next checkpoints",
+        topic.name,
+        plural(topic.partitions.into(), "partition", "partitions"),
+        plural(held.unsigned_abs(), "offset", "offsets")
     ));
     Ok(())
 }

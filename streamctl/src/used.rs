@@ -1,10 +1,10 @@
 //! Who depends on a topic: what the jobs of a log committed to.
 //!
-//! A job writes a record into topic `_jobs` in its first transaction: its guarded arguments, which name its topics,
-//! and its stores, which have changelogs. The broker knows nothing of that; it knows groups and transactions, and
+//! A job writes a record into topic `_jobs` in its first transaction: its input, the topics it writes to, and its stores,
+//! which have changelogs. The broker knows nothing of that; it knows groups and transactions, and
 //! refuses by itself where those touch a topic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow};
 use tidemill::stream::names::{Identity, JOBS_TOPIC, JobRecord};
@@ -15,12 +15,12 @@ use crate::data;
 /// Why a job needs a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Use {
-    /// One of its arguments names it.
-    Argument {
+    /// It reads or writes it.
+    Flow {
         /// The job's identity.
         identity: String,
-        /// Which argument.
-        argument: String,
+        /// What it is to the job: its `input`, `output`, `late rows`, `dead letters`.
+        role: String,
     },
     /// It holds the job's state.
     Changelog {
@@ -43,12 +43,14 @@ pub async fn uses(broker: &(impl Broker + Clone), topic: &str) -> Result<Vec<Use
     }
     let mut uses = Vec::new();
     for (identity, record) in jobs {
-        let arguments = record.guarded.iter().filter(|(_, value)| *value == topic);
+        // A record of before sinks were in it has one output in its arguments.
+        let arguments =
+            ["input", "output"].into_iter().filter_map(|name| Some((record.guarded.get(name)?, name)));
+        let sinks = record.sinks.iter().map(|(topic, role)| (topic, role.as_str()));
+        let roles: BTreeSet<&str> =
+            arguments.chain(sinks).filter(|(named, _)| *named == topic).map(|(_, role)| role).collect();
         uses.extend(
-            arguments.map(|(argument, _)| Use::Argument {
-                identity: identity.clone(),
-                argument: argument.clone(),
-            }),
+            roles.into_iter().map(|role| Use::Flow { identity: identity.clone(), role: role.to_owned() }),
         );
         let Ok(name) = Identity::new(&identity) else { continue };
         let mut changelogs = record.stores.keys().map(|store| name.changelog(store));
@@ -118,13 +120,17 @@ pub fn check_delete(topic: &str, uses: &[Use], force: bool) -> Result<()> {
                     identities.join(", ")
                 ));
             }
-            Use::Argument { identity, argument } if !force => {
+            Use::Flow { identity, role } if !force => {
+                let is = match role.as_str() {
+                    "input" | "output" => format!("is the {role}"),
+                    _ => format!("has the {role}"),
+                };
                 return Err(anyhow!(
-                    "topic {topic} is the {argument} of job {identity}; `streamctl reset {identity}` takes the job back to \
-                     its beginning, or --force deletes the topic all the same"
+                    "topic {topic} {is} of job {identity}; `streamctl reset {identity}` takes the job back to its \
+                     beginning, or --force deletes the topic all the same"
                 ));
             }
-            Use::Argument { .. } => {}
+            Use::Flow { .. } => {}
         }
     }
     Ok(())
@@ -142,7 +148,7 @@ pub fn check_partitions(topic: &str, uses: &[Use]) -> Result<()> {
             Use::Records { .. } => {
                 return Err(anyhow!("topic {topic} holds what jobs committed to, in one partition"));
             }
-            Use::Argument { .. } => {}
+            Use::Flow { .. } => {}
         }
     }
     Ok(())

@@ -135,6 +135,18 @@ fn a_topic_that_a_job_needs_is_not_deleted() {
         1,
         &["the input of job ip-count", "streamctl reset ip-count", "--force"],
     );
+    for (topic, role) in [
+        ("ip-counts", "is the output of job ip-count"),
+        ("ip-counts-late", "has the late rows of job ip-count"),
+        ("ip-count-dead-letter", "has the dead letters of job ip-count"),
+    ] {
+        world.fails(&["topic", "delete", topic], 1, &[role, "streamctl reset ip-count", "--force"]);
+    }
+    // A run may have its late rows elsewhere: then that is the topic the job needs.
+    world.append(&world.generate(2_000, 9, &[]), 2);
+    world.ok(&["run", "ip-count", "--until-end", "--set", "late=elsewhere"]);
+    world.fails(&["topic", "delete", "elsewhere"], 1, &["has the late rows of job ip-count"]);
+    world.ok(&["topic", "delete", "ip-counts-late"]);
     world.fails(&["topic", "delete", "_jobs"], 1, &["ip-count"]);
     let topics = world.ok(&["topic", "list"]).stdout;
     let changelog = topics.lines().map(|line| line.split(' ').next().unwrap());
@@ -150,4 +162,23 @@ fn a_topic_that_a_job_needs_is_not_deleted() {
     // The job goes on with another topic of that name.
     world.append(&text, 3);
     world.ok(&["run", "ip-count", "--until-end"]);
+}
+
+/// Whoever says --force while the job runs makes it end, with words that say what was done to it.
+#[test]
+fn a_topic_deleted_under_a_running_job_ends_it_and_is_told() {
+    for topic in ["access-log", "ip-count-dead-letter"] {
+        let world = World::new();
+        world.append(&world.generate(2_000, 8, &[]), 2);
+        let mut run = world.start(&["run", "ip-count", "--commit-interval", "20ms", "--status-lines"]);
+        run.prints("\"event\":\"committed\"");
+        world.ok(&["topic", "delete", topic, "--force"]);
+        if topic != "access-log" {
+            world.append(b"no line of a log\n", 2);
+        }
+        let (status, _, said) = run.ends();
+        let said = said.join("\n");
+        assert_eq!(status.code(), Some(1), "{topic}: {said}");
+        assert!(said.contains("was deleted while it ran"), "{topic}: {said}");
+    }
 }

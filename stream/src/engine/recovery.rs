@@ -168,7 +168,7 @@ fn changelog(log: &dyn Log, name: String, shards: u16) -> Result<TopicId, StartE
     Ok(info.id)
 }
 
-/// Refuses a run that differs from what the identity committed to. Says whether it committed to anything.
+/// Refuses a run that differs from what the identity committed to. Says whether it committed to just this.
 fn check_record(
     log: &dyn Log,
     jobs: &TopicInfo,
@@ -190,7 +190,7 @@ fn check_record(
         return Err(StartError::ResetBegan { identity: identity.to_string() });
     }
     record.check(identity, &parsed)?;
-    Ok(true)
+    Ok(*record == parsed)
 }
 
 /// Visits key and value of every committed record of a partition from `from` to its stable end.
