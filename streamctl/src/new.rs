@@ -255,6 +255,14 @@ impl Names {
                 self.package
             )));
         }
+        // A case study is a folder with a program of its name; a job of the toolkit's has its state under its name.
+        let case_study = checkout.join("examples").join(&self.package).join("main.rs").is_file();
+        if case_study || tidemill_jobs::all().iter().any(|job| job.name == self.package) {
+            return Err(Usage::error(format!(
+                "{:?} is the name of a job or a program that Tidemill has itself; choose another name",
+                self.package
+            )));
+        }
         Ok(())
     }
 }

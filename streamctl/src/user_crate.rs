@@ -58,6 +58,11 @@ pub fn resolve(job: &mut String) -> Result<()> {
     match build_and_become(job)? {}
 }
 
+/// The path of the crate whose program this is, as it was called.
+pub fn called() -> Option<String> {
+    std::env::var(CRATE).ok()
+}
+
 fn build_and_become(dir: &str) -> Result<Infallible> {
     let program = program(dir)?;
     let error = Command::new(&program).args(std::env::args_os().skip(1)).env(CRATE, dir).exec();
@@ -147,9 +152,11 @@ fn build(manifest: &Path) -> Result<PathBuf> {
             metadata.workspace_root.join("Cargo.lock").display()
         ));
     }
-    let target = self::metadata(&cargo, &checkout.join("Cargo.toml"))?.target_directory;
+    let toolkit = self::metadata(&cargo, &checkout.join("Cargo.toml"))?;
+    let target = toolkit.target_directory;
     let profiles = write_profiles(&checkout, &target)?;
     let binary = program_of(package)?;
+    check_names(&toolkit.packages, &metadata.packages, &binary.name)?;
     let crates = target.join(CRATES);
     let _turn = take_turn(&cargo, &crates, &target, manifest, &metadata.packages)?;
 
@@ -195,6 +202,26 @@ fn build(manifest: &Path) -> Result<PathBuf> {
     let built = built.with_context(|| format!("cargo built no program of {}", package.name))?;
     keep(&built, &crates, manifest, &package.name)
         .with_context(|| format!("cannot keep the program of {} in {}", package.name, crates.display()))
+}
+
+/// Both build into one folder: what is called like something of the toolkit's would replace it there.
+fn check_names(toolkit: &[Package], packages: &[Package], program: &str) -> Result<()> {
+    let programs = toolkit.iter().flat_map(|package| &package.targets);
+    let programs = programs.filter(|target| target.kind.iter().any(|kind| kind == "bin"));
+    let taken: Vec<&str> = toolkit
+        .iter()
+        .map(|package| &package.name)
+        .chain(programs.map(|t| &t.name))
+        .map(String::as_str)
+        .collect();
+    let named = packages.iter().map(|package| package.name.as_str()).chain([program]);
+    match named.into_iter().find(|name| taken.contains(name)) {
+        Some(name) => Err(Usage::error(format!(
+            "{name} is the name of a crate or a program that Tidemill has itself, and both are built into one folder; \
+             give yours another name in its Cargo.toml"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Which crate each package of the target folder was built for, and their programs.

@@ -77,6 +77,8 @@ fn what_cannot_be_a_crate_is_refused() {
     world.fails(&["new", &path("test")], 2, &["\"test\"", "Rust or cargo"]);
     world.fails(&["new", &path("streamctl")], 2, &["\"streamctl\"", "Tidemill is made of"]);
     world.fails(&["new", &path("serde")], 2, &["\"serde\"", "Tidemill is made of"]);
+    world.fails(&["new", &path("ip-count")], 2, &["\"ip-count\"", "that Tidemill has itself"]);
+    world.fails(&["new", &path("life-of-a-message")], 2, &["that Tidemill has itself"]);
     world.fails(&["new", &path("no/where/words")], 1, &["there is no folder", "no/where"]);
     // A path that is no checkout: nothing there, and a crate that is another.
     world.fails(&["new", &path("words"), "--tidemill", &path("gone")], 2, &["is no checkout of Tidemill"]);
@@ -87,7 +89,7 @@ fn what_cannot_be_a_crate_is_refused() {
         2,
         &["is no checkout of Tidemill", "package tidemill"],
     );
-    for name in ["Words", "test", "streamctl", "serde", "no", "words"] {
+    for name in ["Words", "test", "streamctl", "serde", "ip-count", "life-of-a-message", "no", "words"] {
         assert!(!world.path(name).exists(), "{name} was made all the same");
     }
 }
@@ -104,6 +106,14 @@ fn a_crate_that_cannot_be_run_says_why() {
     fs::write(world.path("other/Cargo.toml"), "[package]\nname = \"other\"\n[workspace]\n").expect("written");
     fs::write(world.path("other/src/main.rs"), "fn main() {}\n").expect("written");
     world.fails(&["run", &path("other")], 1, &["does not depend on the path of a checkout of Tidemill"]);
+    // One whose program would replace one of Tidemill's in the folder both are built into.
+    let program = format!(
+        "[package]\nname = \"words\"\n[workspace]\n[[bin]]\nname = \"ip-count\"\npath = \"src/main.rs\"\n\
+         [dependencies]\ntidemill = {{ path = {:?} }}\n",
+        checkout()
+    );
+    fs::write(world.path("other/Cargo.toml"), program).expect("written");
+    world.fails(&["build", &path("other")], 2, &["ip-count is the name of a crate or a program"]);
     // A manifest that cargo cannot read: its words.
     fs::write(world.path("other/Cargo.toml"), "[package\n").expect("written");
     world.fails(&["run", &path("other")], 1, &["Cargo.toml", "cargo cannot read"]);
