@@ -177,7 +177,8 @@ Example:
     /// Make a job start again, from the beginning of its input or another place.
     ///
     /// Removes what it committed about its input, its state and its changelogs, and says what before it does. Leaves its
-    /// output: rows that the job writes again stand there twice. Refused while the job runs. Cut short at any moment it is
+    /// output: rows that the job writes again stand there twice. Refused while the job runs; with --broker that is seen if
+    /// --state names the folder its run keeps its state in, and else such a run is stopped at its next commit. Cut short at any moment it is
     /// completed by the same command, and the job does not start before.
     #[command(after_help = "\
 Examples:

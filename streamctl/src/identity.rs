@@ -13,6 +13,7 @@ use tidemill::stream::inspect::{self, InspectError, StateText};
 use crate::data;
 use crate::exit::Usage;
 use crate::jobs;
+use crate::target::{Target, quoted};
 
 /// A job that has committed.
 pub struct Known {
@@ -74,9 +75,15 @@ pub async fn find(access: &Access, job: &str, name: Option<&str>) -> Result<Know
             [] => "; no job has".to_owned(),
             known => format!("; these have: {}", known.join(", ")),
         };
-        return Err(anyhow!("{identity} has committed nothing in {}{known}", access.target()));
+        let said = format!("{identity} has committed nothing in {}{known}", access.target());
+        return Err(unknown_or_new(job, said));
     };
     Ok(Known { plan: plan(&record), identity, record })
+}
+
+/// Nothing is known of an identity: wrong usage where its job is unknown too, else it only has not begun.
+pub fn unknown_or_new(job: &str, said: String) -> anyhow::Error {
+    if jobs::find(job).is_ok() { anyhow!(said) } else { Usage::error(said) }
 }
 
 /// What every identity committed to.
@@ -101,6 +108,22 @@ pub fn fixed<'a>(
 }
 
 impl Known {
+    /// The command that runs this job on, as it was run before; none where this program does not have the job.
+    pub fn run_command(&self, target: &Target) -> Option<String> {
+        let job = jobs::find(&self.record.job).ok()?;
+        let mut command = format!("streamctl{} run {}", target.option(), quoted(&jobs::word(job.name)?));
+        if self.identity.as_str() != job.name {
+            command += &format!(" --name {}", self.identity);
+        }
+        for (name, value) in fixed(&job, &self.record) {
+            let usual = job.args.iter().any(|arg| arg.name == name && arg.default == Some(value));
+            if !usual {
+                command += &format!(" --set {}", quoted(&format!("{name}={value}")));
+            }
+        }
+        Some(command)
+    }
+
     /// How long its windows are, in milliseconds.
     pub fn window_ms(&self) -> Option<i64> {
         match self.plan.as_ref().and_then(Plan::step) {

@@ -27,6 +27,15 @@ pub fn all() -> Vec<JobSpec> {
     own().iter().copied().chain(ready_made.into_iter().filter(|job| !hidden(job))).collect()
 }
 
+/// How a command line calls a job: a crate by its path, another one by its name; none where this program does not have it.
+pub fn word(name: &str) -> Option<String> {
+    let first_own = own().first().is_some_and(|own| own.name == name);
+    match crate::user_crate::called() {
+        Some(path) if first_own => Some(path),
+        _ => all().iter().any(|job| job.name == name).then(|| name.to_owned()),
+    }
+}
+
 /// The job of this name, or a usage error that lists those there are.
 pub fn find(name: &str) -> Result<JobSpec> {
     let all = all();

@@ -93,7 +93,7 @@ async fn reset(access: &Access, args: &Reset, at: At) -> Result<()> {
     roots.retain(|root| root.join(identity.as_str()).exists());
     roots.dedup();
     // Before anything is made: a mistyped name leaves nothing behind.
-    look(access, identity.clone(), at, &roots).await?;
+    look(access, &args.job, identity.clone(), at, &roots).await?;
     // Held to the end: nobody starts the job meanwhile.
     let lock =
         RunLock::try_take(&home, &roots, &identity).with_context(|| identity::unseen(&home, &identity))?;
@@ -104,7 +104,7 @@ async fn reset(access: &Access, args: &Reset, at: At) -> Result<()> {
             bail!("{identity} runs{by}; stop it first (Ctrl-C), then reset it");
         }
     };
-    let found = look(access, identity, at, &roots).await?;
+    let found = look(access, &args.job, identity, at, &roots).await?;
     tell(&found, args);
     confirm(args)?;
     carry_out(access, &found).await?;
@@ -117,7 +117,13 @@ async fn reset(access: &Access, args: &Reset, at: At) -> Result<()> {
     Ok(())
 }
 
-async fn look(access: &Access, identity: Identity, at: At, roots: &[PathBuf]) -> Result<Found> {
+async fn look(
+    access: &Access,
+    job: &JobName,
+    identity: Identity,
+    at: At,
+    roots: &[PathBuf],
+) -> Result<Found> {
     let mut jobs = identity::committed(&identity::log(access)).await?;
     let record = jobs.remove(identity.as_str());
     let committed = identity::offsets(access, &identity).await?;
@@ -134,7 +140,8 @@ async fn look(access: &Access, identity: Identity, at: At, roots: &[PathBuf]) ->
             [] => "no job has".to_owned(),
             known => format!("these have: {}", known.join(", ")),
         };
-        bail!("{identity} has committed nothing in {}; {known}", access.target());
+        let said = format!("{identity} has committed nothing in {}; {known}", access.target());
+        return Err(identity::unknown_or_new(&job.job, said));
     }
     let mut offsets = Vec::new();
     let mut input = Vec::new();

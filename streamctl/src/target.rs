@@ -56,6 +56,20 @@ impl Target {
         }
     }
 
+    /// The option that makes another command work on the same, with a space before it; empty where none is needed.
+    pub fn option(&self) -> String {
+        let told = |name: &str, value: &str| std::env::var(name).is_ok_and(|set| set == value);
+        match self {
+            Target::Directory(path) => {
+                let path = path.to_string_lossy();
+                let known = path == DEFAULT_DATA || told("TIDEMILL_DATA", &path);
+                if known { String::new() } else { format!(" --data {}", quoted(&path)) }
+            }
+            Target::Broker(address) if told("TIDEMILL_BROKER", address) => String::new(),
+            Target::Broker(address) => format!(" --broker {address}"),
+        }
+    }
+
     /// The data directory, for a command that reads or serves its files.
     pub fn directory(&self, command: &str) -> Result<&Path> {
         match self {
@@ -65,6 +79,16 @@ impl Target {
                  the broker's machine with --data DIR"
             ))),
         }
+    }
+}
+
+/// As a shell takes it for one word.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 

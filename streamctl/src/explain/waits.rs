@@ -32,7 +32,7 @@ const WINDOWS_LISTED: usize = 10;
 /// Runs the command.
 pub async fn run(target: &Target, job: &JobName, at: &StateAt) -> Result<()> {
     let access = data::open(target, Intent::Use).await?;
-    let result = gather(&access, job, at).await;
+    let result = gather(target, &access, job, at).await;
     let facts = data::close(access, result).await?;
     for line in facts.explain() {
         stdout::line(format_args!("{line}"))?;
@@ -78,12 +78,25 @@ struct Facts {
     windows: BTreeMap<i64, Window>,
     window_ms: i64,
     bound_ms: Option<i64>,
-    idle_after_ms: Option<i64>,
-    /// Whether the job runs here, and what it says.
-    running: Option<Option<Running>>,
+    /// When a quiet partition is called idle: never, or after this long; none where neither is known.
+    idle_after_ms: Option<Option<i64>>,
+    run: Run,
+    /// The command that runs the job on; none where this program does not have the job.
+    command: Option<String>,
 }
 
-async fn gather(access: &Access, job: &JobName, at: &StateAt) -> Result<Facts> {
+/// Whether the job runs.
+#[derive(Debug)]
+enum Run {
+    /// It does, and says this.
+    Seen(Option<Running>),
+    /// It does not.
+    Not,
+    /// That cannot be seen from here.
+    Unknown,
+}
+
+async fn gather(target: &Target, access: &Access, job: &JobName, at: &StateAt) -> Result<Facts> {
     let log = identity::log(access);
     let known = identity::find(access, &job.job, job.name.as_deref()).await?;
     let name = known.identity.clone();
@@ -93,11 +106,17 @@ async fn gather(access: &Access, job: &JobName, at: &StateAt) -> Result<Facts> {
     let input = known.record.guarded.get("input").cloned().unwrap_or_default();
     let running = at.running(access, &name)?;
     let event_time = known.plan.as_ref().and_then(|plan| plan.source().event_time);
+    // A broker does not say who runs a job; the folder of the run's state does, if it was named.
+    let run = match &running {
+        Some(running) => Run::Seen(running.clone()),
+        None if access.path().is_none() && at.state.is_none() => Run::Unknown,
+        None => Run::Not,
+    };
     let bound_ms = event_time.map(|time| time.bound_ms()).or_else(|| known.duration_ms("out_of_order"));
     // What a run was told counts before the job's default.
     let idle_after_ms = match &running {
-        Some(Some(running)) => running.idle_after_ms,
-        _ => event_time.and_then(|time| time.idle_after_ms()),
+        Some(Some(running)) => Some(running.idle_after_ms),
+        _ => event_time.map(|time| time.idle_after_ms()),
     };
     let window_ms = known.window_ms().unwrap_or(0);
     let text = known.text(&store);
@@ -130,7 +149,8 @@ async fn gather(access: &Access, job: &JobName, at: &StateAt) -> Result<Facts> {
         window_ms,
         bound_ms,
         idle_after_ms,
-        running,
+        run,
+        command: known.run_command(target),
     })
 }
 
@@ -234,13 +254,16 @@ impl Facts {
         let (unread, kept) = (slowest.unread(), slowest.high_watermark.saturating_sub(slowest.stable));
         if unread > 0 {
             let unread = plural(unread.unsigned_abs(), "record", "records");
-            lines.push(match &self.running {
-                Some(_) => {
+            lines.push(match &self.run {
+                Run::Seen(_) => {
                     format!("{unread} of it are not committed yet: the job is on its way through them")
                 }
-                None => format!(
-                    "{unread} of it are not read, and the job does not run: `streamctl run {}` goes on",
-                    self.identity
+                Run::Not => {
+                    format!("{unread} of it are not read, and the job does not run: {} goes on", self.again(""))
+                }
+                Run::Unknown => format!(
+                    "{unread} of it are not committed: the job is on its way through them, or does not run, and then {} goes on",
+                    self.again("")
                 ),
             });
         } else if kept > 0 {
@@ -255,13 +278,20 @@ impl Facts {
             lines.push(format!(
                 "it is read to its end and not idle: it needs a record of {} or later{}",
                 moment(needed),
-                match (self.idle_after_ms, &self.running) {
-                    (Some(idle), Some(_)) => format!(", or {} without one", duration(idle)),
-                    (Some(idle), None) => format!(
+                match (self.idle_after_ms, &self.run) {
+                    (Some(Some(idle)), Run::Seen(_)) => format!(", or {} without one", duration(idle)),
+                    (Some(Some(idle)), Run::Not) => format!(
                         ", or, once the job runs again (it does not), {} without one",
                         duration(idle)
                     ),
-                    (None, _) => "; without idle_after a quiet partition holds event time back for ever".to_owned(),
+                    (Some(Some(idle)), Run::Unknown) => {
+                        format!(", or, while the job runs, {} without one", duration(idle))
+                    }
+                    (Some(None), _) =>
+                        "; without idle_after a quiet partition holds event time back for ever".to_owned(),
+                    (None, _) => ", or to be idle, if the job has idle_after (ask its own program, \
+                                  `streamctl explain why-not-fired ./CRATE`)"
+                        .to_owned(),
                 }
             ));
         }
@@ -270,11 +300,20 @@ impl Facts {
     }
 
     fn remedy(&self) -> String {
-        let more = match self.running {
-            Some(_) => " (after this run was stopped)",
-            None => "",
+        let more = match self.run {
+            Run::Seen(_) => " (after this run was stopped)",
+            Run::Unknown => " (after a run of it was stopped)",
+            Run::Not => "",
         };
-        format!("`streamctl run {} --until-end` closes every window now{more}", self.identity)
+        format!("{} closes every window now{more}", self.again(" --until-end"))
+    }
+
+    /// The command that runs the job again, or words for it.
+    fn again(&self, more: &str) -> String {
+        match &self.command {
+            Some(command) => format!("`{command}{more}`"),
+            None => format!("a run of its crate (`streamctl run ./CRATE{more}`)"),
+        }
     }
 
     fn table(&self) -> Vec<String> {
@@ -304,8 +343,8 @@ impl Facts {
                 .to_owned(),
             );
         }
-        lines.push(match &self.running {
-            Some(Some(running)) => {
+        lines.push(match &self.run {
+            Run::Seen(Some(running)) => {
                 format!(
                     "the job runs in process {}: {}, phase {}",
                     running.pid,
@@ -313,8 +352,11 @@ impl Facts {
                     running.phase
                 )
             }
-            Some(None) => "the job runs".to_owned(),
-            None => "the job does not run here".to_owned(),
+            Run::Seen(None) => "the job runs".to_owned(),
+            Run::Not => "the job does not run here".to_owned(),
+            Run::Unknown => {
+                "whether the job runs is not known to the broker; the --state DIR of its run tells".to_owned()
+            }
         });
         lines
     }
@@ -354,8 +396,9 @@ mod tests {
             .into(),
             window_ms: 5_000,
             bound_ms: Some(2_000),
-            idle_after_ms: Some(30_000),
-            running: running.then_some(None),
+            idle_after_ms: Some(Some(30_000)),
+            run: if running { Run::Seen(None) } else { Run::Not },
+            command: Some("streamctl run job --name a".into()),
         }
     }
 
@@ -384,7 +427,7 @@ mod tests {
         let cases = [
             (
                 facts(vec![Partition { stable: 6, high_watermark: 6, ..stuck() }], false),
-                "2 records of it are not read, and the job does not run",
+                "2 records of it are not read, and the job does not run: `streamctl run job --name a` goes on",
             ),
             (
                 facts(vec![Partition { stable: 6, high_watermark: 6, ..stuck() }], true),
@@ -404,7 +447,11 @@ mod tests {
             (facts(vec![idle(stuck())], true), "every partition is idle"),
             (facts(vec![idle(stuck()), partition(1, 1, 8_000, 1)], true), "held back by partition 1"),
             (facts(vec![stuck()], false), "once the job runs again (it does not), 30s without one"),
-            (Facts { idle_after_ms: None, ..facts(vec![stuck()], true) }, "for ever"),
+            (Facts { idle_after_ms: Some(None), ..facts(vec![stuck()], true) }, "for ever"),
+            (Facts { idle_after_ms: None, ..facts(vec![stuck()], true) }, "if the job has idle_after"),
+            (Facts { run: Run::Unknown, ..facts(vec![stuck()], true) }, "is not known to the broker"),
+            (Facts { command: None, ..facts(vec![stuck()], false) }, "`streamctl run ./CRATE --until-end`"),
+            (facts(vec![stuck()], false), "`streamctl run job --name a --until-end` closes every window now"),
             (
                 Facts { windows: BTreeMap::new(), ..facts(vec![stuck()], true) },
                 "no window is open: every row",
