@@ -193,7 +193,7 @@ pub enum AccessError {
         address: String,
     },
     /// The address cannot be reached, or what is there does not answer.
-    #[error("cannot reach a broker at {address}: {why}")]
+    #[error("cannot reach a broker at {address}: {why}; is it `streamctl serve` that listens there?")]
     Unreachable {
         /// The address.
         address: String,

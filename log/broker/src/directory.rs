@@ -65,6 +65,12 @@ pub enum DirError {
         /// The path.
         path: PathBuf,
     },
+    /// The path, or what it begins with, is a file.
+    #[error("{} cannot be a data directory: it is a file, or lies below one; name a directory", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
     /// The path holds something else.
     #[error(
         "{} is not a data directory and not empty (it holds {found:?}); name another one or empty it", path.display()
@@ -115,12 +121,22 @@ impl DataDir {
     pub(crate) fn open(path: &Path, intent: Intent) -> Result<Self, DirError> {
         let io = |what, source: io::Error| DirError::Io { what, path: path.to_owned(), source };
         if intent == Intent::Create {
-            std::fs::create_dir_all(path).map_err(|e| io("create", e))?;
+            match std::fs::create_dir_all(path) {
+                // A file there is told below, when it is opened.
+                Err(e)
+                    if e.kind() != io::ErrorKind::AlreadyExists
+                        && e.kind() != io::ErrorKind::NotADirectory =>
+                {
+                    return Err(io("create", e));
+                }
+                _ => {}
+            }
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Err(DirError::Missing { path: path.to_owned() }),
+            Err(Errno::NOTDIR) => return Err(DirError::NotADirectory { path: path.to_owned() }),
             Err(e) => return Err(io("open", e.into())),
         };
         let proc_fd = Path::new("/proc/self/fd").is_dir();
@@ -314,6 +330,20 @@ mod tests {
         let _lock = dir.try_lock().unwrap().expect("free");
         std::fs::remove_file(temp.path().join(LOCK)).unwrap();
         assert!(dir.try_lock().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_is_no_directory() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("file");
+        std::fs::write(&file, "mine").unwrap();
+        for path in [file.clone(), file.join("below")] {
+            for intent in [Intent::Use, Intent::Fill, Intent::Create] {
+                let error = DataDir::open(&path, intent).unwrap_err();
+                assert!(matches!(error, DirError::NotADirectory { .. }), "{intent:?}: {error}");
+            }
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub enum ServeError {
         address: SocketAddr,
     },
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}; choose another address, port 0 takes a free port")]
     Listen {
         /// The address.
         address: SocketAddr,
