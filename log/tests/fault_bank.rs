@@ -12,7 +12,8 @@ fn the_page_names_every_fault_and_tests_that_exist() {
     let (mut named, mut test) = (BTreeSet::new(), String::new());
     for line in page.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let [_, fault, _, noticed_by, _] = cells[..] else { panic!("four cells: {line}") };
+        let [_, fault, _, noticed_by, seen_as, _] = cells[..] else { panic!("four cells: {line}") };
+        assert!(!seen_as.is_empty(), "what is seen then? {line}");
         assert!(named.insert(fault.trim_matches('`').to_owned()), "{fault} is there twice");
         if noticed_by != "same" {
             test = noticed_by.trim_matches('`').to_owned();
