@@ -6,20 +6,32 @@ use anyhow::{Result, anyhow};
 pub use tidemill_broker::Intent;
 use tidemill_broker::{Access, AccessEvent, AccessOptions, Broker, BrokerError};
 
+use crate::exit::Stopped;
+use crate::stop;
 use crate::target::Target;
 
 /// Connects to the broker, or owns the directory, or reaches its owner. A change later on is one line on stderr.
 /// Whatever the intent, a broker's own directory is there.
+///
+/// # Errors
+///
+/// If that cannot be; [`Stopped`] if a stop is asked for while it takes its time.
 pub async fn open(target: &Target, intent: Intent) -> Result<Access> {
     let tell = |event: &AccessEvent| crate::note(format_args!("{event}"));
-    Ok(match target {
-        Target::Directory(dir) => {
-            let mut options = AccessOptions::new(intent).on_event(tell);
-            options.log.probe = crate::chaos::log_probe();
-            Access::open(dir, options).await?
-        }
-        Target::Broker(address) => Access::connect(address, Some(Arc::new(tell))).await?,
-    })
+    let opening = async {
+        Ok(match target {
+            Target::Directory(dir) => {
+                let mut options = AccessOptions::new(intent).on_event(tell);
+                options.log.probe = crate::chaos::log_probe();
+                Access::open(dir, options).await?
+            }
+            Target::Broker(address) => Access::connect(address, Some(Arc::new(tell))).await?,
+        })
+    };
+    tokio::select! {
+        opened = opening => opened,
+        () = stop::asked() => Err(anyhow::Error::new(Stopped)),
+    }
 }
 
 /// Gives the broker up in order, then goes on with what the command came to.
@@ -30,7 +42,15 @@ pub async fn close<T>(access: Access, result: Result<T>) -> Result<T> {
 
 /// The error a user reads: what happened, and what to do about it.
 pub fn explain(error: BrokerError) -> anyhow::Error {
-    let remedy = match &error {
+    match remedy(&error) {
+        Some(remedy) => anyhow!("{error}; {remedy}"),
+        None => anyhow::Error::new(error),
+    }
+}
+
+/// What a user can do about it.
+pub fn remedy(error: &BrokerError) -> Option<String> {
+    Some(match error {
         BrokerError::UnknownTopic { topic } => format!("`streamctl topic create {topic}` makes it"),
         BrokerError::UnknownPartition { .. } => {
             "it was deleted while this command used it; a topic made under its name since is another one".into()
@@ -47,9 +67,8 @@ pub fn explain(error: BrokerError) -> anyhow::Error {
              or read around it with --from"
             .into(),
         BrokerError::Fenced { .. } => "only one command at a time runs under one name; --name gives this one another".into(),
-        _ => return anyhow::Error::new(error),
-    };
-    anyhow!("{error}; {remedy}")
+        _ => return None,
+    })
 }
 
 /// A topic that is not there: names those that are, and the command that makes it.

@@ -203,7 +203,8 @@ pub(crate) fn refused(error: log::WriteError, who: Option<ProducerIdentity>) -> 
         WriteError::Busy | WriteError::Deadline => BrokerError::Busy { what: error.to_string() },
         WriteError::DiskFull { .. } => BrokerError::DiskFull { what: error.to_string() },
         WriteError::Fenced { .. } => BrokerError::Fenced { producer },
-        WriteError::Damaged(_) | WriteError::Stopped(_) => BrokerError::Stopped { what: error.to_string() },
+        WriteError::Damaged(_) => BrokerError::Corrupt { what: error.to_string() },
+        WriteError::Stopped(_) => BrokerError::Stopped { what: error.to_string() },
         WriteError::Refused(refusal) => match refusal {
             Refusal::UnknownPartition(of) => unknown(of),
             Refusal::TopicExists(topic) => BrokerError::TopicExists { topic },

@@ -232,21 +232,24 @@ impl DataDir {
         }
     }
 
-    /// Who holds LOCK now, by `/proc/locks`, or by what LOCK says where there is none.
+    /// Who holds LOCK now, by `/proc/locks`; else who LOCK says that holds it. The table has no line of a holder in another
+    /// pid namespace (a container on the same volume), and LOCK's number is one of that namespace then.
     pub(crate) fn holder(&self) -> Option<Holder> {
         let stat = rustix::fs::statat(&self.fd, LOCK, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        let pid = match std::fs::read_to_string("/proc/locks") {
-            Ok(table) => flock_pid(&table, stat.st_ino)?,
-            Err(_) => self.written_pid()?,
-        };
-        Some(Holder { pid, started: started(pid).unwrap_or(0) })
+        let table = std::fs::read_to_string("/proc/locks").ok();
+        match table.and_then(|table| flock_pid(&table, stat.st_ino)) {
+            Some(pid) => Some(Holder { pid, started: started(pid).unwrap_or(0) }),
+            None => self.written_holder(),
+        }
     }
 
-    fn written_pid(&self) -> Option<u32> {
+    fn written_holder(&self) -> Option<Holder> {
         let fd = rustix::fs::openat(&self.fd, LOCK, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        let mut text = [0; 10];
+        let mut text = [0; 32];
         let read = rustix::io::pread(&fd, &mut text, 0).ok()?;
-        std::str::from_utf8(text.get(..read)?).ok()?.trim().parse().ok()
+        let mut words = std::str::from_utf8(text.get(..read)?).ok()?.split_whitespace();
+        let pid = words.next()?.parse().ok()?;
+        Some(Holder { pid, started: words.next().and_then(|started| started.parse().ok()).unwrap_or(0) })
     }
 
     /// The path by which the socket `name` of this directory is bound or reached.
@@ -318,7 +321,7 @@ mod tests {
         let lock = dir.try_lock().unwrap().expect("free");
         assert!(other.try_lock().unwrap().is_none());
         assert_eq!(other.holder().unwrap().pid, std::process::id());
-        assert_eq!(other.written_pid(), Some(std::process::id()));
+        assert_eq!(other.written_holder(), other.holder());
         drop(lock);
         assert!(other.try_lock().unwrap().is_some());
     }
@@ -330,6 +333,17 @@ mod tests {
         let _lock = dir.try_lock().unwrap().expect("free");
         std::fs::remove_file(temp.path().join(LOCK)).unwrap();
         assert!(dir.try_lock().unwrap().is_none());
+    }
+
+    /// As a client in another pid namespace sees it: LOCK is held, and no line of the table says by whom.
+    #[test]
+    fn a_holder_that_the_table_does_not_have_is_who_lock_names() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path(), Intent::Create).unwrap();
+        std::fs::write(temp.path().join(LOCK), "      4711                   99\n").unwrap();
+        assert_eq!(dir.holder(), Some(Holder { pid: 4711, started: 99 }));
+        std::fs::write(temp.path().join(LOCK), "").unwrap();
+        assert_eq!(dir.holder(), None);
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub enum BrokerError {
     },
 
     // Report: something on disk is damaged or full.
-    /// A partition's stored bytes are damaged; the others stay readable.
+    /// A partition's stored bytes are damaged; the others stay readable, and nothing is appended.
     #[error("corruption: {what}")]
     #[wire(code = 40)]
     Corrupt {

@@ -161,7 +161,7 @@ impl Keeper {
                         if let Some(watch) = self.watch().await? {
                             match timeout(Silence::MOST, Client::connect(stream, config)).await {
                                 Ok(Ok(client)) => {
-                                    let holder = dir.holder().filter(|holder| holder.pid == pid);
+                                    let holder = dir.holder().filter(|holder| is(holder, pid));
                                     let holder = holder.unwrap_or(Holder { pid, started: 0 });
                                     return Ok(Established::Remote {
                                         stub: BrokerClient::new(client),
@@ -234,7 +234,7 @@ impl Keeper {
                 }
                 Heard::Line(Status::Closing) | Heard::End => return Ok(None),
                 Heard::Nothing => {
-                    let holder = self.dir.holder().filter(|holder| holder.pid == pid);
+                    let holder = self.dir.holder().filter(|holder| is(holder, pid));
                     self.check(silence, holder)?;
                 }
             }
@@ -283,6 +283,12 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Whether that holder is the process at the other end of a connection. Credentials of a peer in another pid namespace have
+/// no number; what holds the directory then is the peer.
+fn is(holder: &Holder, peer: u32) -> bool {
+    peer == 0 || holder.pid == peer
 }
 
 /// Reads status lines piecemeal; cancel safe.
