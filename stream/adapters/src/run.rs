@@ -107,7 +107,7 @@ pub enum JobRunError {
         source: std::io::Error,
     },
     /// Its state directory.
-    #[error("the state in {} cannot be opened; another process may be running the job", path.display())]
+    #[error("the state in {} cannot be opened: another process uses it, or this one may not", path.display())]
     State {
         /// The directory.
         path: PathBuf,

@@ -74,13 +74,16 @@ pub(crate) fn start_watched(
 ) -> Result<Started, StartError> {
     probe.at(Moment::Recover);
     let Setup { plan, identity, layout, mode } = setup;
+    let record = plan.record(layout.shards);
+    // First of all: a run with wrong arguments must not stop the right one, nor be told to make the topic it names wrongly,
+    // and nothing is made for it.
+    if let Some(jobs) = log.topic(JOBS_TOPIC)? {
+        check_record(log, &jobs, identity, &record)?;
+    }
     let input = log.topic(&plan.source().topic)?;
     let input = input.ok_or_else(|| StartError::NoInput { topic: plan.source().topic.clone() })?;
     let jobs = NewTopic { name: JOBS_TOPIC.to_owned(), partitions: 1, cleanup: Cleanup::Compact };
     let jobs = log.create_topic(&jobs)?;
-    let record = plan.record(layout.shards);
-    // Before anything is fenced: a run with wrong arguments must not stop the right one.
-    check_record(log, &jobs, identity, &record)?;
     let sinks = plan.sinks().iter().map(|sink| {
         let new =
             NewTopic { name: sink.topic.clone(), partitions: input.partitions, cleanup: Cleanup::Delete };
