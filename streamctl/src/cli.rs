@@ -42,6 +42,9 @@ fn tipped(mut error: clap::Error, words: &[String]) -> clap::Error {
     error
 }
 
+/// The default of `produce --create --partitions`.
+pub const PARTITIONS: u32 = 4;
+
 /// The default of `--data`.
 pub const DEFAULT_DATA: &str = "./tidemill-data";
 
@@ -354,9 +357,9 @@ pub struct Produce {
     /// Create the topic (and the data directory) where it is not there.
     #[arg(long)]
     pub create: bool,
-    /// With `--create`: how many partitions.
-    #[arg(long, requires = "create", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub partitions: u32,
+    /// With `--create`: how many partitions. Default: 4.
+    #[arg(long, value_name = "N", requires = "create", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub partitions: Option<u32>,
     /// Leave out this many leading lines.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub skip_lines: u64,

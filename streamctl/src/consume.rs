@@ -224,13 +224,20 @@ impl Reader<'_> {
         }
         let mut failed = Vec::new();
         let mut said = false;
+        let mut gone = std::pin::pin!(stdout::gone());
         while self.left > 0 && self.parts.values().any(|part| !part.done) {
             let event = match consumer.try_next() {
                 Some(event) => Some(event),
                 None => {
                     // About to wait: what is known is shown.
                     self.out.flush().or_closed()?;
-                    tokio::select! { biased; () = stop.wait() => break, event = consumer.next() => event }
+                    tokio::select! {
+                        biased;
+                        () = stop.wait() => break,
+                        event = consumer.next() => event,
+                        // A reader that has what it wanted (`| head`) is not waited with for more.
+                        () = &mut gone => return Err(anyhow::Error::new(stdout::Closed)),
+                    }
                 }
             };
             if stop.asked() {

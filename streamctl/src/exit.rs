@@ -23,10 +23,26 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// A stop was asked for before the command had begun: nothing was done, and nothing failed.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped before it began")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
 /// The exit code, after saying on stderr what failed.
 pub fn code(result: anyhow::Result<()>) -> i32 {
     let Err(error) = result else { return 0 };
     if error.is::<Closed>() {
+        return 0;
+    }
+    if error.is::<Stopped>() {
+        crate::note(format_args!("{Stopped}: nothing was done"));
         return 0;
     }
     // A source that its wrapper already quotes is not said twice.
@@ -39,9 +55,48 @@ pub fn code(result: anyhow::Result<()>) -> i32 {
             said.push_str(&cause);
         }
     }
-    if let Some(remedy) = crate::files::remedy(&said) {
+    if let Some(remedy) = crate::files::remedy(&said).or_else(|| remedy(&said)) {
         said = format!("{said}; {remedy}");
     }
     crate::note(format_args!("error: {said}"));
     if error.is::<Usage>() { 2 } else { 1 }
+}
+
+/// What to do about a failure of the system's that has no better remedy, by its number: what reaches a user crossed threads
+/// and sockets, and is text by then.
+fn remedy(said: &str) -> Option<String> {
+    use rustix::io::Errno;
+    let of = |errno: Errno| said.contains(&format!("(os error {})", errno.raw_os_error()));
+    if of(Errno::ACCESS) || of(Errno::PERM) {
+        let user = rustix::process::geteuid().as_raw();
+        return Some(format!(
+            "this process runs as user {user}, who may not do that: run it as the owner of the file, or let the owner allow it, \
+             or name another one"
+        ));
+    }
+    if of(Errno::ROFS) {
+        return Some(
+            "that file system is mounted read-only: mount it writable, or name another place".to_owned(),
+        );
+    }
+    let full = of(Errno::NOSPC) || of(Errno::DQUOT);
+    (full && !said.contains("ree some space")).then(|| {
+        "nothing that was acknowledged is lost. Free some space on that disk and run the command again"
+            .to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_the_system_have_their_remedies() {
+        let said = |errno: rustix::io::Errno| remedy(&format!("open x: {}", std::io::Error::from(errno)));
+        assert!(said(rustix::io::Errno::ACCESS).is_some_and(|text| text.contains("runs as user")));
+        assert!(said(rustix::io::Errno::ROFS).is_some_and(|text| text.contains("read-only")));
+        assert!(said(rustix::io::Errno::NOSPC).is_some_and(|text| text.contains("Free some space")));
+        assert_eq!(said(rustix::io::Errno::NOENT), None);
+        assert_eq!(remedy("no room (os error 28): free some space"), None, "it has one");
+    }
 }

@@ -1,7 +1,7 @@
 //! `streamctl job list | describe`.
 
 use anyhow::Result;
-use tidemill_broker::{Access, Broker, FetchOffsets, Stable};
+use tidemill_broker::{Access, AccessError, Broker, DirError, FetchOffsets, Stable};
 
 use crate::cli::JobCommand;
 use crate::data::{self, Intent};
@@ -28,15 +28,21 @@ pub async fn run(target: &Target, command: &JobCommand) -> Result<()> {
             describe_arguments(&job)?;
             let access = match data::open(target, Intent::Use).await {
                 Ok(access) => access,
-                Err(error) => {
-                    crate::note(format_args!("no committed offsets: {error:#}"));
+                // Without a directory nothing was committed; what cannot be looked at may have something.
+                Err(error) if is_missing(&error) => {
+                    crate::note(format_args!("no committed offsets: {error}"));
                     return Ok(());
                 }
+                Err(error) => return Err(error),
             };
             let result = describe_offsets(&access, identity).await;
             data::close(access, result).await
         }
     }
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(AccessError::Dir(DirError::Missing { .. })))
 }
 
 fn list() -> Result<()> {

@@ -94,8 +94,16 @@ fn key_regex(text: &str) -> Result<Regex> {
 
 async fn topic(broker: &impl Broker, args: &cli::Produce) -> Result<Topic> {
     if args.create {
-        let wanted = NewTopic::new(&args.topic, args.partitions).keep_existing();
-        return broker.create_topic(wanted).await.map_err(data::explain);
+        let wanted = NewTopic::new(&args.topic, args.partitions.unwrap_or(cli::PARTITIONS)).keep_existing();
+        let topic = broker.create_topic(wanted).await.map_err(data::explain)?;
+        if args.partitions.is_some_and(|wanted| wanted != topic.partitions) {
+            crate::note(format_args!(
+                "topic {} is there already, with {}; `streamctl topic alter` adds some",
+                topic.name,
+                crate::units::plural(topic.partitions.into(), "partition", "partitions")
+            ));
+        }
+        return Ok(topic);
     }
     match broker.describe(args.topic.clone()).await {
         Ok(described) => Ok(described.topic),
@@ -134,7 +142,7 @@ async fn append(
             biased;
             () = stop.wait() => break None,
             () = told.due() => {
-                told.durable(skipped + producer.durable_prefix().durable)?;
+                told.durable(args.skip_lines + producer.durable_prefix().durable)?;
                 continue;
             }
             chunk = chunks.recv() => chunk,
@@ -179,9 +187,10 @@ async fn append(
         };
     }
     let prefix = producer.durable_prefix();
-    told.durable(skipped + prefix.durable)?;
+    // The lines to skip are durable by the word of whoever skips them, however many of them were read by now.
+    let durable = args.skip_lines + prefix.durable;
+    told.durable(durable)?;
     if failure.is_some() || stopped {
-        let durable = skipped + prefix.durable;
         crate::note(format_args!(
             "{}: {durable} leading lines are durable, {} more are in doubt; continue with --skip-lines {durable}",
             if failure.is_some() { "failed" } else { "stopped" },
@@ -252,7 +261,7 @@ struct Line {
 fn read_chunks(mut input: Box<dyn Read + Send>, keys: Keys) -> mpsc::Receiver<io::Result<Chunk>> {
     let (send, receive) = mpsc::channel(CHUNKS_AHEAD);
     std::thread::spawn(move || {
-        let mut rest = Vec::new();
+        let (mut rest, mut line) = (Vec::new(), 1_u64);
         loop {
             let had = rest.len();
             rest.resize(had + CHUNK_BYTES, 0);
@@ -277,11 +286,14 @@ fn read_chunks(mut input: Box<dyn Read + Send>, keys: Keys) -> mpsc::Receiver<io
                 let after = rest.split_off(end);
                 let bytes = std::mem::replace(&mut rest, after);
                 let lines = split(&bytes, &keys);
+                line += lines.len() as u64;
                 if send.blocking_send(Ok(Chunk { bytes, lines })).is_err() {
                     return;
                 }
             } else if rest.len() > LINE_BYTES_MAX {
-                let what = format!("a line is longer than {LINE_BYTES_MAX} bytes");
+                let what = format!(
+                    "line {line} is longer than {LINE_BYTES_MAX} bytes; leave it out or split it, and go on behind the lines before"
+                );
                 let _ = send.blocking_send(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
                 return;
             }

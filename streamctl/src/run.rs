@@ -231,6 +231,9 @@ fn explain(error: JobRunError) -> anyhow::Error {
              input topic under the old name, `streamctl reset` comes first"
         );
     }
+    if let Some(remedy) = of_broker(&error).and_then(data::remedy) {
+        return anyhow!("{said}; {remedy}");
+    }
     match missing_topic(&error) {
         Some(topic) => anyhow!(
             "{said}; `streamctl topic create {topic}` makes it, or name another one with --set input=TOPIC"
@@ -241,10 +244,13 @@ fn explain(error: JobRunError) -> anyhow::Error {
 
 /// The broker no longer knows a partition that it gave to this run.
 fn topic_was_deleted(error: &JobRunError) -> bool {
+    matches!(of_broker(error), Some(BrokerError::UnknownPartition { .. }))
+}
+
+/// What the broker said, where that is the cause.
+fn of_broker(error: &JobRunError) -> Option<&BrokerError> {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes
-        .filter_map(|cause| cause.downcast_ref::<BrokerError>())
-        .any(|cause| matches!(cause, BrokerError::UnknownPartition { .. }))
+    causes.into_iter().find_map(|cause| cause.downcast_ref::<BrokerError>())
 }
 
 fn missing_topic(error: &JobRunError) -> Option<&str> {

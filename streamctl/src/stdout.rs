@@ -2,6 +2,10 @@
 
 use std::fmt;
 use std::io::{self, BufWriter, Stdout, Write};
+use std::os::fd::AsFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Nobody reads standard output any more. Not an error for the user: the command ends with exit 0.
 #[derive(Debug)]
@@ -39,4 +43,19 @@ pub fn buffered() -> BufWriter<Stdout> {
 pub fn line(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     out.write_fmt(text).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).or_closed()
+}
+
+/// Returns once nobody reads standard output any more; never where that does not show (a file). Cancel safe.
+#[allow(
+    deprecated,
+    reason = "its successor is an unsafe function; an owned descriptor keeps what that one asks for"
+)]
+pub async fn gone() {
+    if let Ok(fd) = io::stdout().as_fd().try_clone_to_owned()
+        && let Ok(watched) = AsyncFd::with_interest(fd, Interest::ERROR)
+        && watched.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }

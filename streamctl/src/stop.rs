@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks for a clean stop, the second ends the process at once.
 
 use std::io;
+use std::sync::OnceLock;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -8,6 +9,17 @@ use tokio::sync::watch;
 /// Tells whether a clean stop was asked for.
 #[derive(Debug, Clone)]
 pub struct Stop(watch::Receiver<bool>);
+
+/// The one of this process, for what every command waits for.
+static INSTALLED: OnceLock<Stop> = OnceLock::new();
+
+/// Returns once a stop is asked for; never where nobody listens to that. Cancel safe.
+pub async fn asked() {
+    match INSTALLED.get() {
+        Some(stop) => stop.wait().await,
+        None => std::future::pending().await,
+    }
+}
 
 impl Stop {
     /// Takes over both signals. Called once, within the runtime.
@@ -26,7 +38,7 @@ impl Stop {
                 }
             }
         });
-        Ok(Stop(receiver))
+        Ok(INSTALLED.get_or_init(|| Stop(receiver)).clone())
     }
 
     /// Whether a stop was asked for already.

@@ -2,10 +2,11 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use common::{Process, World, find, settings};
+use common::{DEADLINE, Process, World, find, settings};
 use rustix::process::Signal;
 
 #[test]
@@ -14,7 +15,7 @@ fn topics_are_created_listed_and_described() {
     let data = world.streamctl.data().display().to_string();
     world.fails(&["topic", "list"], 1, &[&data, "topic create"]);
     assert!(!world.streamctl.data().exists(), "a command that only looks makes nothing");
-    world.fails(&["topic", "create", "a/b"], 1, &["a/b"]);
+    world.fails(&["topic", "create", "a/b"], 2, &["a/b"]);
     world.ok(&["topic", "create", "lines", "--partitions", "2"]);
     world.fails(&["topic", "create", "lines"], 1, &["lines", "already"]);
     assert_eq!(world.ok(&["topic", "list"]).stdout, "topic  partitions\nlines           2\n");
@@ -126,6 +127,104 @@ fn a_stopped_produce_says_what_is_durable() {
     assert_eq!(status.code(), Some(0));
 }
 
+/// Lines that are to be skipped are durable, whether they were read again or not: nothing is sent twice on that word.
+#[test]
+fn a_produce_that_ends_while_it_skips_keeps_its_place() {
+    let world = World::new();
+    world.run_with(&["produce", "t", "--create", "--partitions", "1"], b"1\n2\n3\n4\n");
+    let mut produce = world.start(&["produce", "t", "--skip-lines", "4", "--status-lines"]);
+    produce.feed(b"1\n2\n");
+    produce.prints("{\"event\":\"durable\",\"lines\":4}");
+    produce.signal(Signal::TERM);
+    produce.says("4 leading lines are durable, 0 more are in doubt; continue with --skip-lines 4");
+    assert_eq!(produce.ends().0.code(), Some(0));
+    // The third line is too long: it fails before the skipped ones are through.
+    let mut long = b"1\n2\n".to_vec();
+    long.resize(10 << 20, b'x');
+    let failed = world.run_with(&["produce", "t", "--skip-lines", "4"], &long);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    for part in ["line 3 is longer than", "4 leading lines are durable", "--skip-lines 4"] {
+        assert!(failed.stderr.contains(part), "{part}: {}", failed.stderr);
+    }
+    let rest = world.run_with(&["produce", "t", "--skip-lines", "4"], b"1\n2\n3\n4\n5\n");
+    assert_eq!(rest.code, Some(0), "{rest:?}");
+    assert_eq!(world.ok(&["consume", "t", "--until-end"]).stdout, "1\n2\n3\n4\n5\n");
+}
+
+#[test]
+fn a_topic_that_is_there_keeps_its_partitions_and_says_so() {
+    let world = World::new();
+    world.ok(&["topic", "create", "t", "--partitions", "1"]);
+    let ended = world.run_with(&["produce", "t", "--create", "--partitions", "7"], b"1\n");
+    assert!(ended.stderr.contains("is there already, with 1 partition; "), "{}", ended.stderr);
+    let ended = world.run_with(&["produce", "t", "--create"], b"1\n");
+    assert!(!ended.stderr.contains("already"), "{}", ended.stderr);
+}
+
+/// Also one that has what it wanted while nothing more comes.
+#[test]
+fn a_reader_that_goes_away_while_we_wait_ends_us() {
+    let world = World::new();
+    world.run_with(&["produce", "t", "--create", "--partitions", "1"], b"1\n2\n");
+    let mut child = world
+        .streamctl
+        .command(["consume", "t"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut read = BufReader::new(child.stdout.take().unwrap());
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let (mut lines, mut waits) = (String::new(), String::new());
+    while lines != "1\n2\n" {
+        read.read_line(&mut lines).unwrap();
+    }
+    said.read_line(&mut waits).unwrap();
+    assert!(waits.contains("waits at the end"), "{waits}");
+    drop(read);
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!((child.wait().unwrap().code(), rest.as_str()), (Some(0), ""));
+}
+
+/// Whether a process has a handler for a signal: its bit in SigCgt of /proc/PID/status.
+#[cfg(target_os = "linux")]
+fn catches(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("it has signals");
+    let mask = u64::from_str_radix(mask.trim(), 16).expect("a mask");
+    mask & (1 << (signal.as_raw() - 1)) != 0
+}
+
+/// Whoever waits for an owner that stands still can be stopped, and says that nothing was done.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_command_that_waits_for_the_owner_can_be_stopped() {
+    let world = World::new();
+    world.ok(&["topic", "create", "t", "--partitions", "1"]);
+    let mut owner = world.start(&["consume", "t"]);
+    owner.says("waits at the end");
+    owner.signal(Signal::STOP);
+    for args in [&["topic", "list"][..], &["consume", "t"], &["job", "describe", "ip-count"]] {
+        let waiting = world.start(args);
+        // Before it listens to signals one ends it as it ends any process.
+        let deadline = Instant::now() + DEADLINE;
+        while !catches(waiting.id(), Signal::TERM) {
+            assert!(Instant::now() < deadline, "{args:?} does not listen to signals");
+            std::thread::yield_now();
+        }
+        waiting.signal(Signal::TERM);
+        let (status, _, said) = waiting.ends();
+        assert_eq!(status.code(), Some(0), "{args:?}: {said:?}");
+        assert!(
+            said.iter().any(|line| line == "stopped before it began: nothing was done"),
+            "{args:?}: {said:?}"
+        );
+    }
+    owner.signal(Signal::CONT);
+    owner.interrupted();
+}
+
 #[test]
 fn a_reader_of_our_output_may_go_away() {
     let world = World::new();
@@ -150,6 +249,15 @@ fn a_reader_of_our_output_may_go_away() {
 #[test]
 fn jobs_are_listed_and_described() {
     let world = World::new();
+    // What is no directory may have been one: its offsets are not known to be none.
+    std::fs::write(world.streamctl.data(), "").unwrap();
+    let described = world.run(&["job", "describe", "ip-count"]);
+    assert_eq!(described.code, Some(1), "{described:?}");
+    assert!(
+        described.stdout.contains("window") && described.stderr.contains("it is a file"),
+        "{described:?}"
+    );
+    std::fs::remove_file(world.streamctl.data()).unwrap();
     assert!(world.ok(&["job", "list"]).stdout.contains("ip-count"));
     world.append(&world.generate(1000, 1, &[]), 2);
     let before = world.ok(&["job", "describe", "ip-count"]).stdout;
@@ -186,6 +294,28 @@ fn a_damaged_segment_is_named_and_the_other_partition_is_read() {
     assert_eq!(failed.len(), 1, "{results:#?}");
     assert_eq!(failed[0].code, Some(1));
     assert!(failed[0].stderr.contains(".log"), "names the file: {}", failed[0].stderr);
+}
+
+/// What is damaged where the directory is opened keeps everything from being appended, and says what helps.
+#[test]
+fn a_directory_that_is_read_only_for_damage_says_what_helps() {
+    let world = World::new();
+    world.run_with(&["produce", "t", "--create", "--partitions", "1"], b"1\n2\n");
+    let segments = find(&world.streamctl.data().join("topics"), ".log");
+    let segment = segments.iter().find(|path| std::fs::metadata(path).unwrap().len() > 0).expect("a segment");
+    let whole = std::fs::read(segment).unwrap();
+    let mut bytes = whole.clone();
+    bytes[0] ^= 1;
+    std::fs::write(segment, bytes).unwrap();
+    let remedy = "Restore the file from a copy";
+    let refused = world.run_with(&["produce", "t"], b"3\n");
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains(remedy) && !refused.stderr.contains("recovers it"), "{}", refused.stderr);
+    world.fails(&["topic", "create", "u"], 1, &[remedy, ".log"]);
+    world.fails(&["run", "ip-count", "--set", "input=t"], 1, &[remedy, ".log"]);
+    std::fs::write(segment, whole).unwrap();
+    world.run_with(&["produce", "t"], b"3\n");
+    assert_eq!(world.ok(&["consume", "t", "--until-end"]).stdout, "1\n2\n3\n");
 }
 
 /// Too few files to be had is an error that names the limit and the remedy; what was acknowledged is there afterwards.

@@ -78,7 +78,7 @@ fn a_run_that_differs_from_its_identity_is_refused() {
     let world = World::new();
     world.append(&world.generate(100, 1, &[]), 1);
     world.ok(&["run", "ip-count", "--until-end"]);
-    for set in ["window=10s", "out_of_order=1s", "output=elsewhere"] {
+    for set in ["window=10s", "out_of_order=1s", "output=elsewhere", "input=elsewhere"] {
         let value = set.split_once('=').unwrap().1;
         world.fails(
             &["run", "ip-count", "--until-end", "--set", set],
@@ -86,6 +86,7 @@ fn a_run_that_differs_from_its_identity_is_refused() {
             &[value, "--name", "streamctl reset"],
         );
     }
+    assert!(!world.ok(&["topic", "list"]).stdout.contains("elsewhere"), "a refused run makes nothing");
     world.ok(&[
         "run",
         "ip-count",
