@@ -201,7 +201,9 @@ pub(crate) fn refused(error: log::WriteError, who: Option<ProducerIdentity>) -> 
     let producer = who.unwrap_or(ProducerIdentity { id: -1, epoch: -1 });
     match error {
         WriteError::Busy | WriteError::Deadline => BrokerError::Busy { what: error.to_string() },
-        WriteError::DiskFull { .. } => BrokerError::DiskFull { what: error.to_string() },
+        WriteError::DiskFull { file, needed } => {
+            BrokerError::DiskFull { what: format!("{needed} bytes could not be reserved for {file}") }
+        }
         WriteError::Fenced { .. } => BrokerError::Fenced { producer },
         WriteError::Damaged(_) => BrokerError::Corrupt { what: error.to_string() },
         WriteError::Stopped(_) => BrokerError::Stopped { what: error.to_string() },
