@@ -124,7 +124,8 @@ impl PartitionMark {
     }
 }
 
-/// What an identity committed to: JSON, the value of its key in [`JOBS_TOPIC`], written in its first transaction.
+/// What an identity committed to: JSON, the value of its key in [`JOBS_TOPIC`], written in its first transaction, and
+/// again in that of a run with other sinks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
     /// The job of the registry.
@@ -220,6 +221,22 @@ mod tests {
         assert_eq!(PartitionMark::decode(&[]).unwrap().watermark, MIN);
         assert_eq!(PartitionMark::decode(&[1, 2]), None);
         assert_eq!(PartitionMark::decode(&[2; 17]), None);
+    }
+
+    /// As it was written before the record had sinks.
+    #[test]
+    fn a_record_of_before_sinks_is_read_and_goes_on() {
+        let old = concat!(
+            r#"{"job":"ip-count","guarded":{"input":"access-log","output":"ip-counts"},"shards":64,"#,
+            r#""stores":{"per-ip":{"id":1,"layout":"T","codec":1}}}"#
+        );
+        let parsed: JobRecord = serde_json::from_str(old).unwrap();
+        assert!(parsed.sinks.is_empty() && !parsed.resetting);
+        assert_eq!(serde_json::to_string(&parsed).unwrap(), old);
+        let sinks = [("ip-counts".to_owned(), "output".to_owned())].into();
+        let now = JobRecord { sinks, ..parsed.clone() };
+        assert_eq!(now.check(&Identity::new("ip-count").unwrap(), &parsed), Ok(()));
+        assert_ne!(now, parsed, "it is written anew");
     }
 
     #[test]

@@ -25,10 +25,10 @@ pub fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| tipped(error, &words).exit())
 }
 
-/// The error, with the way to give a job an argument where an unknown option of `run` or `explain` looks like one.
+/// The error, with the way to give a job an argument where an unknown option of `run` or `explain plan` looks like one.
 fn tipped(mut error: clap::Error, words: &[String]) -> clap::Error {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
-    let of_job = words.iter().any(|word| word == "run" || word == "explain");
+    let of_job = words.iter().any(|word| word == "run" || word == "plan");
     let option = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(option)) => option.split('=').next().unwrap_or_default(),
         _ => return error,
@@ -704,6 +704,8 @@ mod tests {
         assert!(bound.contains("'--set out_of_order=VALUE'"), "{bound}");
         let task = said("streamctl run ip-count --task 3");
         assert!(task.contains("'--tasks'") && !task.contains("--set"), "{task}");
+        let why = said("streamctl explain why-not-fired ip-count --window 3s");
+        assert!(!why.contains("--set"), "{why}");
         let topic = said("streamctl topic list --window 3s");
         assert!(!topic.contains("--set"), "{topic}");
     }

@@ -63,8 +63,8 @@ pub fn remedy(error: &BrokerError) -> Option<String> {
              again: opening the directory anew recovers it"
                 .into()
         }
-        BrokerError::Corrupt { .. } => "the other partitions stay readable (--partition P). Restore the file from a copy, \
-             or read around it with --from"
+        BrokerError::Corrupt { .. } => "the other partitions stay readable. Restore the file from a copy; what is whole is read \
+             with `streamctl consume TOPIC --partition P --from N`"
             .into(),
         BrokerError::Fenced { .. } => "only one command at a time runs under one name; --name gives this one another".into(),
         _ => return None,

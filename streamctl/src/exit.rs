@@ -23,7 +23,7 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// A stop was asked for before the command had begun: nothing was done, and nothing failed.
+/// A stop was asked for before the command had begun: nothing failed.
 #[derive(Debug)]
 pub struct Stopped;
 
@@ -42,7 +42,7 @@ pub fn code(result: anyhow::Result<()>) -> i32 {
         return 0;
     }
     if error.is::<Stopped>() {
-        crate::note(format_args!("{Stopped}: nothing was done"));
+        crate::note(format_args!("{Stopped}"));
         return 0;
     }
     // A source that its wrapper already quotes is not said twice.
@@ -62,16 +62,21 @@ pub fn code(result: anyhow::Result<()>) -> i32 {
     if error.is::<Usage>() { 2 } else { 1 }
 }
 
-/// What to do about a failure of the system's that has no better remedy, by its number: what reaches a user crossed threads
-/// and sockets, and is text by then.
+/// What to do about a failure of the system's by its number, where nothing is said behind it: what reaches a user crossed
+/// threads and sockets, and is text by then.
 fn remedy(said: &str) -> Option<String> {
     use rustix::io::Errno;
-    let of = |errno: Errno| said.contains(&format!("(os error {})", errno.raw_os_error()));
+    let (_, after) = said.rsplit_once("(os error ")?;
+    let (number, more) = after.split_once(')')?;
+    if more.contains("; ") {
+        return None;
+    }
+    let of = |errno: Errno| number.parse() == Ok(errno.raw_os_error());
     if of(Errno::ACCESS) || of(Errno::PERM) {
         let user = rustix::process::geteuid().as_raw();
         return Some(format!(
-            "this process runs as user {user}, who may not do that: run it as the owner of the file, or let the owner allow it, \
-             or name another one"
+            "the process that met this, this one (of user {user}) or the one that serves the log, may not do that: run it as \
+             the owner, let the owner allow it, or name another place"
         ));
     }
     if of(Errno::ROFS) {
@@ -79,8 +84,7 @@ fn remedy(said: &str) -> Option<String> {
             "that file system is mounted read-only: mount it writable, or name another place".to_owned(),
         );
     }
-    let full = of(Errno::NOSPC) || of(Errno::DQUOT);
-    (full && !said.contains("ree some space")).then(|| {
+    (of(Errno::NOSPC) || of(Errno::DQUOT)).then(|| {
         "nothing that was acknowledged is lost. Free some space on that disk and run the command again"
             .to_owned()
     })
@@ -93,10 +97,10 @@ mod tests {
     #[test]
     fn failures_of_the_system_have_their_remedies() {
         let said = |errno: rustix::io::Errno| remedy(&format!("open x: {}", std::io::Error::from(errno)));
-        assert!(said(rustix::io::Errno::ACCESS).is_some_and(|text| text.contains("runs as user")));
+        assert!(said(rustix::io::Errno::ACCESS).is_some_and(|text| text.contains("of user")));
         assert!(said(rustix::io::Errno::ROFS).is_some_and(|text| text.contains("read-only")));
         assert!(said(rustix::io::Errno::NOSPC).is_some_and(|text| text.contains("Free some space")));
         assert_eq!(said(rustix::io::Errno::NOENT), None);
-        assert_eq!(remedy("no room (os error 28): free some space"), None, "it has one");
+        assert_eq!(remedy("no room (os error 28); free some space"), None, "it has one");
     }
 }

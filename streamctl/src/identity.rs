@@ -108,8 +108,8 @@ pub fn fixed<'a>(
 }
 
 impl Known {
-    /// The command that runs this job on, as it was run before; none where this program does not have the job.
-    pub fn run_command(&self, target: &Target) -> Option<String> {
+    /// The command that runs this job on, with what it is fixed to; none where this program does not have the job.
+    pub fn run_command(&self, target: &Target, at: &StateAt) -> Option<String> {
         let job = jobs::find(&self.record.job).ok()?;
         let mut command = format!("streamctl{} run {}", target.option(), quoted(&jobs::word(job.name)?));
         if self.identity.as_str() != job.name {
@@ -120,6 +120,15 @@ impl Known {
             if !usual {
                 command += &format!(" --set {}", quoted(&format!("{name}={value}")));
             }
+        }
+        // An identity that says nothing is older than the choice.
+        let committed =
+            self.record.guarded.get("guarantee").and_then(|name| name.parse().ok()).unwrap_or_default();
+        if self.plan.as_ref().is_some_and(|plan| plan.guarantee() != committed) {
+            command += &format!(" --guarantee {committed}");
+        }
+        if let Some(state) = &at.state {
+            command += &format!(" --state {}", quoted(&state.to_string_lossy()));
         }
         Some(command)
     }

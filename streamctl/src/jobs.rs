@@ -29,10 +29,10 @@ pub fn all() -> Vec<JobSpec> {
 
 /// How a command line calls a job: a crate by its path, another one by its name; none where this program does not have it.
 pub fn word(name: &str) -> Option<String> {
-    let first_own = own().first().is_some_and(|own| own.name == name);
-    match crate::user_crate::called() {
-        Some(path) if first_own => Some(path),
-        _ => all().iter().any(|job| job.name == name).then(|| name.to_owned()),
+    match own().iter().position(|own| own.name == name) {
+        // `streamctl` knows a crate's first job, by the path.
+        Some(at) => crate::user_crate::called().filter(|_| at == 0),
+        None => all().iter().any(|job| job.name == name).then(|| name.to_owned()),
     }
 }
 

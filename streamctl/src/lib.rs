@@ -91,7 +91,7 @@ fn execute(mut cli: Cli) -> anyhow::Result<()> {
         return generate::access_log(args);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let stop = Stop::install()?;
         let target = Target::new(cli.data.as_deref(), cli.broker.as_deref())?;
         match &cli.command {
@@ -111,7 +111,12 @@ fn execute(mut cli: Cli) -> anyhow::Result<()> {
             Command::Run(args) => run::run(&target, args, &stop).await,
             Command::State(command) => state::run(&target, command.clone()).await,
         }
-    })
+    });
+    if result.as_ref().is_err_and(|error| error.is::<exit::Stopped>()) {
+        // What was being opened may stand in a system call, and is not waited for; the process ends with it.
+        runtime.shutdown_background();
+    }
+    result
 }
 
 /// Says something to the user on stderr. A terminal that is gone is no reason to fail.

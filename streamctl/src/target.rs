@@ -58,15 +58,12 @@ impl Target {
 
     /// The option that makes another command work on the same, with a space before it; empty where none is needed.
     pub fn option(&self) -> String {
-        let told = |name: &str, value: &str| std::env::var(name).is_ok_and(|set| set == value);
+        if Target::new(None, None).is_ok_and(|usual| usual == *self) {
+            return String::new();
+        }
         match self {
-            Target::Directory(path) => {
-                let path = path.to_string_lossy();
-                let known = path == DEFAULT_DATA || told("TIDEMILL_DATA", &path);
-                if known { String::new() } else { format!(" --data {}", quoted(&path)) }
-            }
-            Target::Broker(address) if told("TIDEMILL_BROKER", address) => String::new(),
-            Target::Broker(address) => format!(" --broker {address}"),
+            Target::Directory(path) => format!(" --data {}", quoted(&path.to_string_lossy())),
+            Target::Broker(address) => format!(" --broker {}", quoted(address)),
         }
     }
 

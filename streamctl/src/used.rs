@@ -1,6 +1,6 @@
 //! Who depends on a topic: what the jobs of a log committed to.
 //!
-//! A job writes a record into topic `_jobs` in its first transaction: its input, the topics it writes to, and its stores,
+//! A job writes a record into topic `_jobs` in its first transaction, and again when these change: its input, the topics it writes to, and its stores,
 //! which have changelogs. The broker knows nothing of that; it knows groups and transactions, and
 //! refuses by itself where those touch a topic.
 

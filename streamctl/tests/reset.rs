@@ -70,6 +70,32 @@ fn a_reset_that_is_cut_short_anywhere_is_completed_by_the_next() {
 }
 
 /// Whoever looks at the data directory sees a run wherever it keeps its state.
+/// The command that `explain why-not-fired` advises runs, and closes the windows it was asked about.
+#[test]
+fn the_advice_for_open_windows_can_be_followed() {
+    let world = World::new();
+    world.append(&world.generate(6_000, 7, &["--addresses", "3", "--rate", "100"]), 2);
+    let named =
+        ["--name", "per-minute", "--set", "window=1m", "--set", "output=p.m", "--guarantee", "at-least-once"];
+    let mut args =
+        vec!["run", "ip-count", "--set", "idle_after=1h", "--commit-interval", "20ms", "--status-lines"];
+    args.extend(named);
+    let mut run = world.start(&args);
+    while !run.prints("\"event\":\"committed\"").contains("\"committed_records\":6000") {}
+    run.interrupted();
+    let why = world.ok(&["explain", "why-not-fired", "per-minute"]).stdout;
+    let advice = why.split('`').find(|part| part.starts_with("streamctl ")).expect(&why);
+    assert!(advice.ends_with(" --until-end") && advice.contains("--guarantee at-least-once"), "{advice}");
+    let mut words: Vec<&str> = advice.split(' ').skip(1).collect();
+    // The test's own words name the directory already.
+    let data = words.iter().position(|word| *word == "--data").expect(advice);
+    assert_eq!(words[data + 1], world.streamctl.data().to_str().unwrap());
+    words.drain(data..data + 2);
+    world.ok(&words);
+    let why = world.ok(&["explain", "why-not-fired", "per-minute"]).stdout;
+    assert!(why.contains("no window is open"), "{why}");
+}
+
 #[test]
 fn a_job_whose_state_is_elsewhere_is_seen_and_found() {
     let world = World::new();

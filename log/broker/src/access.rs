@@ -167,12 +167,17 @@ pub enum AccessError {
     },
     /// The holder of the directory says nothing.
     #[error(
-        "process {pid} owns {} and has said nothing for {} s; if it is stopped, `kill -CONT {pid}` lets it go on",
-        path.display(), Silence::MOST.as_secs()
+        "process {pid}{} owns {} and has said nothing for {} s; if it is stopped, {} lets it go on",
+        if *elsewhere { " of another pid namespace" } else { "" },
+        path.display(),
+        Silence::MOST.as_secs(),
+        if *elsewhere { "SIGCONT, sent from there,".to_owned() } else { format!("`kill -CONT {pid}`") }
     )]
     Silent {
         /// The process.
         pid: u32,
+        /// Its number is one of another pid namespace.
+        elsewhere: bool,
         /// The data directory.
         path: PathBuf,
     },

@@ -97,6 +97,8 @@ pub enum DirError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: u32,
+    /// The number is one of another pid namespace, where it means another process than here.
+    pub(crate) elsewhere: bool,
     /// In clock ticks after boot, 0 where unknown: tells a process from a later one with its pid.
     pub(crate) started: u64,
 }
@@ -120,25 +122,22 @@ pub(crate) struct DirLock {
 impl DataDir {
     pub(crate) fn open(path: &Path, intent: Intent) -> Result<Self, DirError> {
         let io = |what, source: io::Error| DirError::Io { what, path: path.to_owned(), source };
-        if intent == Intent::Create {
-            match std::fs::create_dir_all(path) {
-                // A file there is told below, when it is opened.
-                Err(e)
-                    if e.kind() != io::ErrorKind::AlreadyExists
-                        && e.kind() != io::ErrorKind::NotADirectory =>
-                {
-                    return Err(io("create", e));
-                }
-                _ => {}
-            }
-        }
+        // A file in its place is told by what it is, when it is opened.
+        let made = match intent {
+            Intent::Create => std::fs::create_dir_all(path),
+            Intent::Use | Intent::Fill => Ok(()),
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => return Err(DirError::Missing { path: path.to_owned() }),
+            Err(Errno::NOENT) => {
+                made.map_err(|e| io("create", e))?;
+                return Err(DirError::Missing { path: path.to_owned() });
+            }
             Err(Errno::NOTDIR) => return Err(DirError::NotADirectory { path: path.to_owned() }),
             Err(e) => return Err(io("open", e.into())),
         };
+        made.map_err(|e| io("create", e))?;
         let proc_fd = Path::new("/proc/self/fd").is_dir();
         let dir = DataDir { path: path.to_owned(), fd, proc_fd };
         if !dir.has(FORMAT)? {
@@ -214,7 +213,8 @@ impl DataDir {
             }
             let pid = std::process::id();
             let text = format!("{pid:>10} {:>20}\n", started(pid).unwrap_or(0));
-            // The text serves an error message only, so a full disk does not keep a directory from opening.
+            // The text serves error messages, and clients that cannot see this process: a full disk does not keep a directory
+            // from opening.
             match rustix::io::pwrite(&lock, text.as_bytes(), 0) {
                 Ok(_) | Err(Errno::NOSPC | Errno::DQUOT) => {}
                 Err(e) => return Err(self.io("write", LOCK, e)),
@@ -236,10 +236,11 @@ impl DataDir {
     /// pid namespace (a container on the same volume), and LOCK's number is one of that namespace then.
     pub(crate) fn holder(&self) -> Option<Holder> {
         let stat = rustix::fs::statat(&self.fd, LOCK, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        let table = std::fs::read_to_string("/proc/locks").ok();
-        match table.and_then(|table| flock_pid(&table, stat.st_ino)) {
-            Some(pid) => Some(Holder { pid, started: started(pid).unwrap_or(0) }),
-            None => self.written_holder(),
+        let table = std::fs::read_to_string("/proc/locks");
+        match table.as_ref().map(|table| flock_pid(table, stat.st_ino)) {
+            Ok(Some(pid)) => Some(Holder { pid, elsewhere: false, started: started(pid).unwrap_or(0) }),
+            Ok(None) => Some(Holder { elsewhere: true, ..self.written_holder()? }),
+            Err(_) => self.written_holder(),
         }
     }
 
@@ -249,7 +250,8 @@ impl DataDir {
         let read = rustix::io::pread(&fd, &mut text, 0).ok()?;
         let mut words = std::str::from_utf8(text.get(..read)?).ok()?.split_whitespace();
         let pid = words.next()?.parse().ok()?;
-        Some(Holder { pid, started: words.next().and_then(|started| started.parse().ok()).unwrap_or(0) })
+        let started = words.next().and_then(|started| started.parse().ok()).unwrap_or(0);
+        Some(Holder { pid, elsewhere: false, started })
     }
 
     /// The path by which the socket `name` of this directory is bound or reached.
@@ -321,7 +323,9 @@ mod tests {
         let lock = dir.try_lock().unwrap().expect("free");
         assert!(other.try_lock().unwrap().is_none());
         assert_eq!(other.holder().unwrap().pid, std::process::id());
-        assert_eq!(other.written_holder(), other.holder());
+        let pid = std::process::id();
+        let known = Holder { pid, elsewhere: false, started: started(pid).unwrap() };
+        assert_eq!((other.written_holder(), other.holder()), (Some(known), Some(known)));
         drop(lock);
         assert!(other.try_lock().unwrap().is_some());
     }
@@ -341,7 +345,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = DataDir::open(temp.path(), Intent::Create).unwrap();
         std::fs::write(temp.path().join(LOCK), "      4711                   99\n").unwrap();
-        assert_eq!(dir.holder(), Some(Holder { pid: 4711, started: 99 }));
+        assert_eq!(dir.holder(), Some(Holder { pid: 4711, elsewhere: true, started: 99 }));
         std::fs::write(temp.path().join(LOCK), "").unwrap();
         assert_eq!(dir.holder(), None);
     }
@@ -358,6 +362,11 @@ mod tests {
             }
         }
         assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+        // A link that leads nowhere is not made, and not told to be.
+        let link = temp.path().join("link");
+        std::os::unix::fs::symlink(temp.path().join("gone"), &link).unwrap();
+        let error = DataDir::open(&link, Intent::Create).unwrap_err();
+        assert!(matches!(error, DirError::Io { what: "create", .. }), "{error}");
     }
 
     #[test]

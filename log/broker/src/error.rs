@@ -128,7 +128,8 @@ pub enum BrokerError {
     },
 
     // Report: something on disk is damaged or full.
-    /// A partition's stored bytes are damaged; the others stay readable, and nothing is appended.
+    /// A partition's stored bytes are damaged; the others stay readable. Where opening the directory found it, the log is
+    /// read-only.
     #[error("corruption: {what}")]
     #[wire(code = 40)]
     Corrupt {
@@ -142,7 +143,7 @@ pub enum BrokerError {
         /// What was being reserved.
         what: String,
     },
-    /// A write or sync failed, or the log is read-only: nothing is appended until the directory is opened again. What
+    /// A write or sync failed: nothing is appended until the directory is opened again. What
     /// was not acked may or may not survive.
     #[error("the log has stopped: {what}")]
     #[wire(code = 42)]

@@ -45,8 +45,8 @@ impl Silence {
 mod tests {
     use super::*;
 
-    const A: Option<Holder> = Some(Holder { pid: 7, started: 1 });
-    const B: Option<Holder> = Some(Holder { pid: 7, started: 2 });
+    const A: Option<Holder> = Some(Holder { pid: 7, elsewhere: false, started: 1 });
+    const B: Option<Holder> = Some(Holder { pid: 7, elsewhere: false, started: 2 });
 
     #[test]
     fn five_seconds_of_one_holder_count() {

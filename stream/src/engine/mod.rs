@@ -132,7 +132,7 @@ pub struct Start {
     pub sinks: Vec<TopicInfo>,
     /// The keyed changelog and the window store's own, where the plan has a keyed step.
     pub changelogs: Option<Changelogs>,
-    /// The record to write into `_jobs` with the first commit, if it is not there yet.
+    /// The record to write into `_jobs` with the first commit, if it is not there just so.
     pub job_record: Option<(TopicId, OutRecord)>,
     /// Changelog records replayed into the store.
     pub replayed: u64,

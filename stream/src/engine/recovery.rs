@@ -1,7 +1,7 @@
 //! Start: from what was committed to a running job.
 //!
 //! ```text
-//!   topics ─▶ guarded arguments ─▶ fence ─▶ committed offsets ─▶ changelog ends ─▶ per shard: keep | replay | rebuild ─▶ Start
+//!   guarded arguments ─▶ topics ─▶ fence ─▶ committed offsets ─▶ changelog ends ─▶ per shard: keep | replay | rebuild ─▶ Start
 //!                                    └ waits until the fenced transaction is resolved
 //! ```
 //!

@@ -11,7 +11,7 @@ use tidemill::stream::{Plan, Role};
 
 use crate::cli::Setting;
 use crate::data::{self, Intent};
-use crate::exit::Usage;
+use crate::exit::{Stopped, Usage};
 use crate::state::JobName;
 use crate::target::Target;
 use crate::{identity, jobs, stdout};
@@ -28,7 +28,7 @@ pub async fn run(
     // Wrong arguments are told before anything is opened.
     let asked = spec.build(&sets).map_err(|error| Usage::error(error.to_string()))?;
     let identity = identity::identity(&job.job, job.name.as_deref())?;
-    let committed = committed(target, &identity).await.filter(|record| record.job == spec.name);
+    let committed = committed(target, &identity).await?.filter(|record| record.job == spec.name);
     let (mut built, mut fixed) = (asked.clone(), None);
     if let Some(record) = &committed {
         let said = |name: &str| set.iter().any(|set| set.key == name);
@@ -64,9 +64,9 @@ fn pair((name, value): (&str, &str)) -> String {
 }
 
 /// What the identity committed to, where there is a log and it has.
-async fn committed(target: &Target, identity: &Identity) -> Option<JobRecord> {
+async fn committed(target: &Target, identity: &Identity) -> Result<Option<JobRecord>> {
     if matches!(target, Target::Directory(dir) if !dir.exists()) {
-        return None;
+        return Ok(None);
     }
     let looked = match data::open(target, Intent::Use).await {
         Ok(access) => {
@@ -75,12 +75,16 @@ async fn committed(target: &Target, identity: &Identity) -> Option<JobRecord> {
         }
         Err(error) => Err(error),
     };
-    let told = looked.map_err(|error| {
-        crate::note(format_args!(
-            "from the job's code alone; what {identity} committed is not known: {error:#}"
-        ));
-    });
-    told.ok()?.remove(identity.as_str())
+    match looked {
+        Ok(mut all) => Ok(all.remove(identity.as_str())),
+        Err(stopped) if stopped.is::<Stopped>() => Err(stopped),
+        Err(error) => {
+            crate::note(format_args!(
+                "from the job's code alone; what {identity} committed is not known: {error:#}"
+            ));
+            Ok(None)
+        }
+    }
 }
 
 /// A duration as arguments have it.

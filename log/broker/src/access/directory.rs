@@ -14,7 +14,8 @@
 //!
 //! Invariants
 //! * Silence is counted per holder, and only while this process runs: a stop of its own counts as one second.
-//! * A holder is identified again, by `/proc/locks` and its start time, before it is named in an error.
+//! * A holder is identified again, by `/proc/locks` (or LOCK's text, where the table does not have it) and its start time,
+//!   before it is named in an error.
 //! * Both ends check that the other runs as the same user.
 
 use std::sync::Arc;
@@ -119,9 +120,11 @@ impl Keeper {
     /// Fails where one holder has been silent for long enough, once it is identified again.
     fn check(&self, silence: &mut Silence, holder: Option<Holder>) -> Result<(), AccessError> {
         match silence.count(Instant::now(), holder) {
-            Some(silent) if self.dir.holder() == Some(silent) => {
-                Err(AccessError::Silent { pid: silent.pid, path: self.dir.path().to_owned() })
-            }
+            Some(silent) if self.dir.holder() == Some(silent) => Err(AccessError::Silent {
+                pid: silent.pid,
+                elsewhere: silent.elsewhere,
+                path: self.dir.path().to_owned(),
+            }),
             Some(_) => {
                 silence.heard();
                 Ok(())
@@ -162,7 +165,8 @@ impl Keeper {
                             match timeout(Silence::MOST, Client::connect(stream, config)).await {
                                 Ok(Ok(client)) => {
                                     let holder = dir.holder().filter(|holder| is(holder, pid));
-                                    let holder = holder.unwrap_or(Holder { pid, started: 0 });
+                                    let holder =
+                                        holder.unwrap_or(Holder { pid, elsewhere: false, started: 0 });
                                     return Ok(Established::Remote {
                                         stub: BrokerClient::new(client),
                                         watch,
