@@ -154,9 +154,9 @@ fn build(manifest: &Path) -> Result<PathBuf> {
     }
     let toolkit = self::metadata(&cargo, &checkout.join("Cargo.toml"))?;
     let target = toolkit.target_directory;
-    let profiles = write_profiles(&checkout, &target)?;
     let binary = program_of(package)?;
     check_names(&toolkit.packages, &metadata.packages, &binary.name)?;
+    let profiles = write_profiles(&checkout, &target)?;
     let crates = target.join(CRATES);
     let _turn = take_turn(&cargo, &crates, &target, manifest, &metadata.packages)?;
 
