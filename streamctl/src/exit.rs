@@ -62,16 +62,16 @@ pub fn code(result: anyhow::Result<()>) -> i32 {
     if error.is::<Usage>() { 2 } else { 1 }
 }
 
-/// What to do about a failure of the system's by its number, where nothing is said behind it: what reaches a user crossed
-/// threads and sockets, and is text by then.
+/// What to do about a failure of the system's, by its number: what reaches a user crossed threads and sockets, and is text by
+/// then. What is said behind it helps against a full disk; against a refusal only what the refusal is about does.
 fn remedy(said: &str) -> Option<String> {
     use rustix::io::Errno;
     let (_, after) = said.rsplit_once("(os error ")?;
     let (number, more) = after.split_once(')')?;
-    if more.contains("; ") {
+    let of = |errno: Errno| number.parse() == Ok(errno.raw_os_error());
+    if said.contains("cannot listen on") {
         return None;
     }
-    let of = |errno: Errno| number.parse() == Ok(errno.raw_os_error());
     if of(Errno::ACCESS) || of(Errno::PERM) {
         let user = rustix::process::geteuid().as_raw();
         return Some(format!(
@@ -84,7 +84,8 @@ fn remedy(said: &str) -> Option<String> {
             "that file system is mounted read-only: mount it writable, or name another place".to_owned(),
         );
     }
-    (of(Errno::NOSPC) || of(Errno::DQUOT)).then(|| {
+    let full = of(Errno::NOSPC) || of(Errno::DQUOT);
+    (full && !more.contains("; ")).then(|| {
         "nothing that was acknowledged is lost. Free some space on that disk and run the command again"
             .to_owned()
     })
@@ -101,6 +102,9 @@ mod tests {
         assert!(said(rustix::io::Errno::ROFS).is_some_and(|text| text.contains("read-only")));
         assert!(said(rustix::io::Errno::NOSPC).is_some_and(|text| text.contains("Free some space")));
         assert_eq!(said(rustix::io::Errno::NOENT), None);
+        let stopped = "the log stopped: Permission denied (os error 13); open the directory again";
+        assert!(remedy(stopped).is_some_and(|text| text.contains("of user")));
+        assert_eq!(remedy("cannot listen on [::1]:80: Permission denied (os error 13)"), None);
         assert_eq!(remedy("no room (os error 28); free some space"), None, "it has one");
     }
 }

@@ -50,6 +50,12 @@ impl StateAt {
         running(&home, identity).with_context(|| unseen(&home, identity))
     }
 
+    /// What a run says with `--state` to keep its state where it is; none where it need not.
+    pub fn told(&self, access: &Access, identity: &Identity) -> Result<Option<PathBuf>> {
+        let root = self.root(access, identity)?;
+        Ok((root != run_home(access.path(), None)).then_some(root))
+    }
+
     /// The folder with the job's own: what was said, else what its last run told, else the default.
     pub fn root(&self, access: &Access, identity: &Identity) -> Result<PathBuf> {
         let home = self.home(access);
@@ -109,7 +115,7 @@ pub fn fixed<'a>(
 
 impl Known {
     /// The command that runs this job on, with what it is fixed to; none where this program does not have the job.
-    pub fn run_command(&self, target: &Target, at: &StateAt) -> Option<String> {
+    pub fn run_command(&self, target: &Target, state: Option<&Path>) -> Option<String> {
         let job = jobs::find(&self.record.job).ok()?;
         let mut command = format!("streamctl{} run {}", target.option(), quoted(&jobs::word(job.name)?));
         if self.identity.as_str() != job.name {
@@ -127,7 +133,7 @@ impl Known {
         if self.plan.as_ref().is_some_and(|plan| plan.guarantee() != committed) {
             command += &format!(" --guarantee {committed}");
         }
-        if let Some(state) = &at.state {
+        if let Some(state) = state {
             command += &format!(" --state {}", quoted(&state.to_string_lossy()));
         }
         Some(command)

@@ -51,6 +51,7 @@ mod user_crate;
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use cli::{Cli, Command, GenCommand};
 use stop::Stop;
@@ -73,6 +74,9 @@ pub fn main(jobs: &[JobSpec]) -> ! {
     // Threads that still wait for standard input must not keep a finished command alive.
     std::process::exit(exit::code(execute(cli)))
 }
+
+/// How long a command that is done waits for threads that it does not need any more.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
 
 fn execute(mut cli: Cli) -> anyhow::Result<()> {
     chaos::install()?;
@@ -112,10 +116,12 @@ fn execute(mut cli: Cli) -> anyhow::Result<()> {
             Command::State(command) => state::run(&target, command.clone()).await,
         }
     });
-    if result.as_ref().is_err_and(|error| error.is::<exit::Stopped>()) {
-        // What was being opened may stand in a system call, and is not waited for; the process ends with it.
-        runtime.shutdown_background();
-    }
+    // What was being opened may stand in a system call: it is not waited for, and the process ends with it. What a command
+    // began in order it has ended by now.
+    runtime.shutdown_timeout(match &result {
+        Err(error) if error.is::<exit::Stopped>() => Duration::ZERO,
+        _ => LEFT_BEHIND,
+    });
     result
 }
 

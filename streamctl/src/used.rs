@@ -1,7 +1,7 @@
 //! Who depends on a topic: what the jobs of a log committed to.
 //!
-//! A job writes a record into topic `_jobs` in its first transaction, and again when these change: its input, the topics it writes to, and its stores,
-//! which have changelogs. The broker knows nothing of that; it knows groups and transactions, and
+//! A job writes a record into topic `_jobs` in its first transaction: its input, the topics it writes to, and its stores,
+//! which have changelogs; and again when the topics it writes to differ. The broker knows nothing of that; it knows groups and transactions, and
 //! refuses by itself where those touch a topic.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -146,16 +146,16 @@ fn build(manifest: &Path) -> Result<PathBuf> {
         )
     })?;
     let checkout = toolkit::checkout(Some(tidemill))?;
+    let toolkit = self::metadata(&cargo, &checkout.join("Cargo.toml"))?;
+    let target = toolkit.target_directory;
+    let binary = program_of(package)?;
+    check_names(&toolkit.packages, &metadata.packages, &binary.name)?;
     if toolkit::follow_lock(&checkout, &metadata.workspace_root)? {
         note(format_args!(
             "{}: took the versions of Tidemill's",
             metadata.workspace_root.join("Cargo.lock").display()
         ));
     }
-    let toolkit = self::metadata(&cargo, &checkout.join("Cargo.toml"))?;
-    let target = toolkit.target_directory;
-    let binary = program_of(package)?;
-    check_names(&toolkit.packages, &metadata.packages, &binary.name)?;
     let profiles = write_profiles(&checkout, &target)?;
     let crates = target.join(CRATES);
     let _turn = take_turn(&cargo, &crates, &target, manifest, &metadata.packages)?;

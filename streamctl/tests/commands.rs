@@ -196,7 +196,7 @@ fn catches(pid: u32, signal: Signal) -> bool {
     mask & (1 << (signal.as_raw() - 1)) != 0
 }
 
-/// Whoever waits for an owner that stands still can be stopped, and says that nothing was done.
+/// Whoever waits for an owner that stands still can be stopped, and says that it had not begun.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_command_that_waits_for_the_owner_can_be_stopped() {

@@ -69,7 +69,6 @@ fn a_reset_that_is_cut_short_anywhere_is_completed_by_the_next() {
     assert!(untouched > 0 && refused > 0 && anew > 0, "{untouched} {refused} {anew}: not every case was met");
 }
 
-/// Whoever looks at the data directory sees a run wherever it keeps its state.
 /// The command that `explain why-not-fired` advises runs, and closes the windows it was asked about.
 #[test]
 fn the_advice_for_open_windows_can_be_followed() {
@@ -86,6 +85,7 @@ fn the_advice_for_open_windows_can_be_followed() {
     let why = world.ok(&["explain", "why-not-fired", "per-minute"]).stdout;
     let advice = why.split('`').find(|part| part.starts_with("streamctl ")).expect(&why);
     assert!(advice.ends_with(" --until-end") && advice.contains("--guarantee at-least-once"), "{advice}");
+    assert!(!advice.contains("--state"), "its state is where it is by default: {advice}");
     let mut words: Vec<&str> = advice.split(' ').skip(1).collect();
     // The test's own words name the directory already.
     let data = words.iter().position(|word| *word == "--data").expect(advice);
@@ -96,6 +96,7 @@ fn the_advice_for_open_windows_can_be_followed() {
     assert!(why.contains("no window is open"), "{why}");
 }
 
+/// Whoever looks at the data directory sees a run wherever it keeps its state.
 #[test]
 fn a_job_whose_state_is_elsewhere_is_seen_and_found() {
     let world = World::new();
@@ -124,6 +125,7 @@ fn a_job_whose_state_is_elsewhere_is_seen_and_found() {
     assert!(store.contains("on disk") && !store.contains("rebuilds"), "{store}");
     let why = world.ok(&["explain", "why-not-fired", "ip-count"]).stdout;
     assert!(why.contains("does not run here") && !why.contains(&here), "{why}");
+    assert!(why.contains(&format!(" --state {at} --until-end`")), "{why}");
     assert!(elsewhere.join("ip-count").is_dir());
     // A start that is refused, with its state at the default place, takes nothing from where the state is.
     world.fails(&["run", "ip-count", "--set", "window=1m"], 2, &["streamctl reset ip-count"]);

@@ -150,7 +150,7 @@ async fn gather(target: &Target, access: &Access, job: &JobName, at: &StateAt) -
         bound_ms,
         idle_after_ms,
         run,
-        command: known.run_command(target, at),
+        command: known.run_command(target, at.told(access, &name)?.as_deref()),
     })
 }
 
