@@ -62,13 +62,21 @@ pub fn code(result: anyhow::Result<()>) -> i32 {
     if error.is::<Usage>() { 2 } else { 1 }
 }
 
-/// What to do about a failure of the system's, by its number: what reaches a user crossed threads and sockets, and is text by
-/// then. What is said behind it helps against a full disk; against a refusal only what the refusal is about does.
+/// Whether a failure of the system's with this number is told. By its text: what reaches a user crossed threads, crates and
+/// sockets, and is text by then.
+pub fn is_errno(said: &str, errno: rustix::io::Errno) -> bool {
+    said.contains(&number(errno))
+}
+
+fn number(errno: rustix::io::Errno) -> String {
+    format!("(os error {})", errno.raw_os_error())
+}
+
+/// What to do about a failure of the system's. What is said behind it helps against a full disk; against a refusal only what
+/// the refusal is about does.
 fn remedy(said: &str) -> Option<String> {
     use rustix::io::Errno;
-    let (_, after) = said.rsplit_once("(os error ")?;
-    let (number, more) = after.split_once(')')?;
-    let of = |errno: Errno| number.parse() == Ok(errno.raw_os_error());
+    let of = |errno| is_errno(said, errno);
     if said.contains("cannot listen on") {
         return None;
     }
@@ -84,8 +92,8 @@ fn remedy(said: &str) -> Option<String> {
             "that file system is mounted read-only: mount it writable, or name another place".to_owned(),
         );
     }
-    let full = of(Errno::NOSPC) || of(Errno::DQUOT);
-    (full && !more.contains("; ")).then(|| {
+    let full = |errno| said.rsplit_once(&number(errno)).is_some_and(|(_, more)| !more.contains("; "));
+    (full(Errno::NOSPC) || full(Errno::DQUOT)).then(|| {
         "nothing that was acknowledged is lost. Free some space on that disk and run the command again"
             .to_owned()
     })

@@ -17,10 +17,8 @@ pub fn raise_limit() {
 }
 
 /// What to do about an error that says that there are no more files to be had; `None` if it says something else.
-///
-/// By its text: what reaches a user crossed threads, crates and sockets, and is text by then.
 pub fn remedy(said: &str) -> Option<String> {
-    let of = |errno: rustix::io::Errno| said.contains(&format!("(os error {})", errno.raw_os_error()));
+    let of = |errno| crate::exit::is_errno(said, errno);
     if of(rustix::io::Errno::MFILE) {
         let limit = getrlimit(Resource::Nofile).current;
         let limit = limit.map_or_else(|| "no number of".to_owned(), |limit| limit.to_string());

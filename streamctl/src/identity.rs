@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use tidemill::Guarantee;
 use tidemill::adapters::broker::{Access, Broker, FetchOffsets, GroupOffset, Stable};
 use tidemill::adapters::{BrokerLog, Running, run_home, running, state_of};
 use tidemill::names::{Identity, JobRecord};
@@ -113,6 +114,11 @@ pub fn fixed<'a>(
     guarded.filter_map(|arg| Some((arg.name, record.guarded.get(arg.name)?.as_str())))
 }
 
+/// What a crash may do to its output. An identity that says nothing is older than the choice.
+pub fn guarantee(record: &JobRecord) -> Guarantee {
+    record.guarded.get("guarantee").and_then(|name| name.parse().ok()).unwrap_or_default()
+}
+
 impl Known {
     /// The command that runs this job on, with what it is fixed to; none where this program does not have the job.
     pub fn run_command(&self, target: &Target, state: Option<&Path>) -> Option<String> {
@@ -127,9 +133,7 @@ impl Known {
                 command += &format!(" --set {}", quoted(&format!("{name}={value}")));
             }
         }
-        // An identity that says nothing is older than the choice.
-        let committed =
-            self.record.guarded.get("guarantee").and_then(|name| name.parse().ok()).unwrap_or_default();
+        let committed = guarantee(&self.record);
         if self.plan.as_ref().is_some_and(|plan| plan.guarantee() != committed) {
             command += &format!(" --guarantee {committed}");
         }

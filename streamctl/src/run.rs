@@ -126,15 +126,13 @@ fn report_end(job: &JobSpec, args: &cli::Run, report: &RunReport) -> Result<()> 
 /// What became of the records that are in no result, and why a number may be too high.
 fn asides(report: &RunReport) -> String {
     let mut text = String::new();
-    match report.counters.late {
-        0 => {}
-        1 => text += "; 1 was late for its window",
-        late => text += &format!("; {late} were late for their window"),
-    }
-    match report.counters.dead {
-        0 => {}
-        1 => text += "; 1 is a dead letter",
-        dead => text += &format!("; {dead} are dead letters"),
+    for (count, one, many) in [
+        (report.counters.late, "was late for its window", "were late for their window"),
+        (report.counters.dead, "is a dead letter", "are dead letters"),
+    ] {
+        if count > 0 {
+            text += &format!("; {count} {}", if count == 1 { one } else { many });
+        }
     }
     match report.restarts {
         0 => {}

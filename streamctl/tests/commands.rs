@@ -166,13 +166,7 @@ fn a_topic_that_is_there_keeps_its_partitions_and_says_so() {
 fn a_reader_that_goes_away_while_we_wait_ends_us() {
     let world = World::new();
     world.run_with(&["produce", "t", "--create", "--partitions", "1"], b"1\n2\n");
-    let mut child = world
-        .streamctl
-        .command(["consume", "t"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = consumer(&world);
     let mut read = BufReader::new(child.stdout.take().unwrap());
     let mut said = BufReader::new(child.stderr.take().unwrap());
     let (mut lines, mut waits) = (String::new(), String::new());
@@ -196,6 +190,27 @@ fn catches(pid: u32, signal: Signal) -> bool {
     mask & (1 << (signal.as_raw() - 1)) != 0
 }
 
+/// Ends a command once it is so far and listens to signals: before that one ends it as it ends any process.
+#[cfg(target_os = "linux")]
+#[track_caller]
+fn stops_before_it_begins(command: Process, so_far: impl Fn(u32) -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !so_far(command.id()) || !catches(command.id(), Signal::TERM) {
+        assert!(Instant::now() < deadline, "it does not get so far, or does not listen to signals");
+        std::thread::yield_now();
+    }
+    command.signal(Signal::TERM);
+    let (status, _, said) = command.ends();
+    assert_eq!(status.code(), Some(0), "{said:?}");
+    assert!(said.iter().any(|line| line == "stopped before it began"), "{said:?}");
+}
+
+/// Starts `consume t`, with both its streams piped.
+fn consumer(world: &World) -> std::process::Child {
+    let mut command = world.streamctl.command(["consume", "t"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
 /// Whoever waits for an owner that stands still can be stopped, and says that it had not begun.
 #[cfg(target_os = "linux")]
 #[test]
@@ -211,17 +226,7 @@ fn a_command_that_waits_for_the_owner_can_be_stopped() {
         &["job", "describe", "ip-count"],
         &["explain", "plan", "ip-count"],
     ] {
-        let waiting = world.start(args);
-        // Before it listens to signals one ends it as it ends any process.
-        let deadline = Instant::now() + DEADLINE;
-        while !catches(waiting.id(), Signal::TERM) {
-            assert!(Instant::now() < deadline, "{args:?} does not listen to signals");
-            std::thread::yield_now();
-        }
-        waiting.signal(Signal::TERM);
-        let (status, _, said) = waiting.ends();
-        assert_eq!(status.code(), Some(0), "{args:?}: {said:?}");
-        assert!(said.iter().any(|line| line == "stopped before it began"), "{args:?}: {said:?}");
+        stops_before_it_begins(world.start(args), |_| true);
     }
     owner.signal(Signal::CONT);
     owner.interrupted();
@@ -236,19 +241,10 @@ fn a_command_that_opens_the_log_can_be_stopped() {
     let format = world.streamctl.data().join("format");
     std::fs::remove_file(&format).unwrap();
     assert!(Command::new("mkfifo").arg(&format).status().unwrap().success());
-    let opening = world.start(&["topic", "list"]);
-    let deadline = Instant::now() + DEADLINE;
     // It holds LOCK once it is on its way into the log.
     let lock = || std::fs::read_to_string(world.streamctl.data().join("LOCK")).unwrap_or_default();
-    let holds = || lock().trim_start().starts_with(&format!("{} ", opening.id()));
-    while !holds() || !catches(opening.id(), Signal::TERM) {
-        assert!(Instant::now() < deadline, "it does not take the directory");
-        std::thread::yield_now();
-    }
-    opening.signal(Signal::TERM);
-    let (status, _, said) = opening.ends();
-    assert_eq!(status.code(), Some(0), "{said:?}");
-    assert!(said.iter().any(|line| line == "stopped before it began"), "{said:?}");
+    let holds = |pid: u32| lock().trim_start().starts_with(&format!("{pid} "));
+    stops_before_it_begins(world.start(&["topic", "list"]), holds);
 }
 
 #[test]
@@ -256,13 +252,7 @@ fn a_reader_of_our_output_may_go_away() {
     let world = World::new();
     let lines: String = (0..100_000).map(|i| format!("line {i}\n")).collect();
     world.run_with(&["produce", "t", "--create", "--partitions", "1"], lines.as_bytes());
-    let mut child = world
-        .streamctl
-        .command(["consume", "t"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = consumer(&world);
     let mut first = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert_eq!(first, "line 0\n");

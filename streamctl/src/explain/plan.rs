@@ -39,8 +39,7 @@ pub async fn run(
         if let Ok(with) = spec.build(&all) {
             built = with;
         }
-        // An identity that says nothing is older than the choice.
-        fixed = Some(record.guarded.get("guarantee").and_then(|name| name.parse().ok()).unwrap_or_default());
+        fixed = Some(identity::guarantee(record));
     }
     let JobPlan { plan, .. } = built;
     let shown = guarantee.or(fixed).unwrap_or(plan.guarantee());
