@@ -1,8 +1,8 @@
 //! Who depends on a topic: what the jobs of a log committed to.
 //!
 //! A job writes a record into topic `_jobs` in its first transaction: its input, the topics it writes to, and its stores,
-//! which have changelogs; and again when the topics it writes to differ. The broker knows nothing of that; it knows groups and transactions, and
-//! refuses by itself where those touch a topic.
+//! which have changelogs; and again when the topics it writes to differ. The broker knows nothing of that; it knows groups
+//! and transactions, and refuses by itself where those touch a topic.
 
 use std::collections::{BTreeMap, BTreeSet};
 
