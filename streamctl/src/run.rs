@@ -113,7 +113,8 @@ fn report_end(job: &JobSpec, args: &cli::Run, report: &RunReport) -> Result<()> 
     }
     if args.until_end && !report.stopped {
         match early {
-            0 => {}
+            0 if report.found_nothing() => {}
+            0 => crate::note(format_args!("no window was closed before its time")),
             1 => crate::note(format_args!("1 window was closed before its time, because the input ended")),
             _ => crate::note(format_args!(
                 "{early} windows were closed before their time, because the input ended"

@@ -59,7 +59,10 @@ fn bounded_runs_follow_one_another() {
 fn dead_letters_say_why() {
     let world = World::new();
     world.append(b"1.1.1.1 - - [31/Feb/2015:10:05:00 +0000] \"GET / HTTP/1.1\" 200 1\nnonsense\n\n", 1);
-    world.ok(&["run", "ip-count", "--until-end"]);
+    let said = world.ok(&["run", "ip-count", "--until-end"]).stderr;
+    for part in ["; 3 are dead letters", "no window was closed before its time"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
     let dead = world.ok(&["consume", "ip-count-dead-letter", "--until-end", "--format", "json"]).stdout;
     let dead: Vec<serde_json::Value> = dead.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(dead.len(), 3, "{dead:#?}");
